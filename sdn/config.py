@@ -1,0 +1,378 @@
+"""The whole configuration of a run: frozen dataclasses, one per stage, checked when they are made.
+
+`sdn.recipes` holds named runs, `with_overrides` changes single values, `to_dict` and `from_dict`
+carry a config through JSON (checkpoints, manifests, stage keys).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Fit = Literal["pad", "resize", "crop"]
+Precision = Literal["float32", "bf16", "auto"]
+T = TypeVar("T")
+
+TAP_GROUPS = ("image", "conv1", "conv2", "conv3", "conv4", "conv5")
+"""Groups of taps that share a weight; `pool{k}` belongs to the group `conv{k}`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What the data set is and how its images are prepared."""
+
+    source: str = "openmoji"
+    """Name of a reader in `sdn.data.sources`."""
+    path: str | None = None
+    """Folder of the source; None for a source that carries its own data."""
+    resolution: int = 64
+    """Height and width of the prepared images in pixels; divisible by 32."""
+    fit: Fit = "pad"
+    """How an image becomes square: white borders, stretching, or cutting its centre out."""
+    image_format: Literal["png", "jpg"] = "png"
+    """Encoding inside the shards; jpg is 4:4:4 at quality 95."""
+    shard_samples: int = 256
+    """Samples a shard."""
+    validation_share: float = 0.05
+    """Share of the compositions (or images) kept for ranking trials, 0..1."""
+    test_share: float = 0.1
+    """Share of the compositions (or images) kept for the final scores, 0..1."""
+    limit: int | None = None
+    """At most this many records, for trying things out."""
+    failure_budget: float = 0.01
+    """Share of records that may become dead letters before preparation fails, 0..1."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.resolution >= 32 and self.resolution % 32 == 0,
+            f"data.resolution must be a positive multiple of 32 (five halvings by the teacher's "
+            f"pools), not {self.resolution}; try {max(32, round(self.resolution / 32) * 32)}",
+        )
+        _require(self.shard_samples > 0, f"data.shard_samples must be > 0, not {self.shard_samples}")
+        for name in ("validation_share", "test_share", "failure_budget"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"data.{name} must be in [0, 1), not {value}")
+        _require(
+            self.validation_share + self.test_share < 1,
+            "data.validation_share + data.test_share must leave something to train on (< 1), not "
+            f"{self.validation_share + self.test_share}",
+        )
+        _require(self.limit is None or self.limit > 0, f"data.limit must be > 0, not {self.limit}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherConfig:
+    """The frozen classifier: its shape, its input convention, and where its weights come from."""
+
+    arch: Literal["vgg11", "vgg13", "vgg16", "vgg19"] = "vgg19"
+    """Blocks of convolutions, as in Simonyan & Zisserman 2015."""
+    width: float = 1.0
+    """Factor on every number of channels; 1 is the published network."""
+    convention: Literal["imagenet", "release", "symmetric"] = "imagenet"
+    """What the first convolution receives. imagenet: RGB over [0, 1], minus mean, over deviation.
+    release: BGR, 0..255, no mean subtraction, as in the authors' release. symmetric: the image in
+    [-1, 1] as it is (for teachers fitted here)."""
+    weights: str | None = None
+    """File or URL in torchvision's layout (.pth or .safetensors); None fits the teacher on the
+    training split's own labels."""
+    sha256: str | None = None
+    """Expected digest of the weight file; needed for a URL."""
+    epochs: int = 8
+    """Passes over the training split when the teacher is fitted."""
+    batch: int = 64
+    """Images a step when the teacher is fitted."""
+    rate: float = 2e-3
+    """Peak learning rate of the fit (one cycle, AdamW)."""
+    seed: int = 0
+    """Initial weights and order of the fit."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.width <= 4, f"teacher.width must be in (0, 4], not {self.width}")
+        _require(self.epochs > 0, f"teacher.epochs must be > 0, not {self.epochs}")
+        _require(self.batch > 1, f"teacher.batch must be > 1 (batch norm), not {self.batch}")
+        _require(self.rate > 0, f"teacher.rate must be > 0, not {self.rate}")
+        _require(
+            self.weights is None or "://" not in self.weights or self.sha256 is not None,
+            f"teacher.sha256 is needed when teacher.weights is a URL ({self.weights})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionConfig:
+    """The caption encoder, trained before the student and frozen afterwards."""
+
+    encoder: Literal["char-cnn-rnn", "sentence"] = "char-cnn-rnn"
+    """char-CNN-RNN of Reed et al. 2016, or the MiniLM sentence encoder (extra `sentence`)."""
+    dim: int = 1024
+    """Numbers in a text embedding, D. The sentence encoder projects its 384 to D."""
+    width: int = 256
+    """Channels of the character convolutions."""
+    max_chars: int = 201
+    """Characters read of a caption; longer ones are cut in training and refused in generation."""
+    loss: Literal["joint-embedding", "contrastive"] = "joint-embedding"
+    """Reed's structured joint embedding hinge, or the softmax over the batch in its place."""
+    epochs: int = 40
+    """Passes over the training split."""
+    batch: int = 64
+    """Captions a step; each is its own class."""
+    rate: float = 2e-3
+    """Peak learning rate (one cycle, AdamW)."""
+    seed: int = 0
+    """Initial weights and order."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "width", "max_chars", "epochs"):
+            _require(getattr(self, name) > 0, f"captions.{name} must be > 0")
+        _require(self.batch > 1, f"captions.batch must be > 1 (negatives), not {self.batch}")
+        _require(self.rate > 0, f"captions.rate must be > 0, not {self.rate}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossWeights:
+    """Weights of the distillation terms; dimensionless, >= 0. A term of weight 0 is not computed."""
+
+    image: float = 1.0
+    """Weight of `loss/image`, the pixel term."""
+    conv1: float = 1.0
+    """Weight of each tap of `conv1_*` and `pool1`."""
+    conv2: float = 1.0
+    """Weight of each tap of `conv2_*` and `pool2`."""
+    conv3: float = 1.0
+    """Weight of each tap of `conv3_*` and `pool3`."""
+    conv4: float = 1.0
+    """Weight of each tap of `conv4_*` and `pool4`."""
+    conv5: float = 1.0
+    """Weight of each tap of `conv5_*` and `pool5`."""
+    taps: dict[str, float] = field(default_factory=dict)
+    """Tap name -> weight, in place of its group's."""
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in TAP_GROUPS} | self.taps
+        for name, value in values.items():
+            _require(value >= 0, f"weights.{name} must be >= 0, not {value}")
+        _require(any(value > 0 for value in values.values()), "at least one loss weight must be > 0")
+
+    def of(self, tap: str) -> float:
+        """Weight of the tap of this name: its own, or that of its group."""
+        group = tap if tap == "image" else f"conv{tap.removeprefix('conv').removeprefix('pool')[0]}"
+        return float(self.taps.get(tap, getattr(self, group)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageConfig:
+    """One distillation stage of the student."""
+
+    epochs: float = 1.0
+    """Length in passes over the training split; 0 skips the stage."""
+    global_batch: int = 32
+    """Images a step over all workers together."""
+    rate: float = 1e-4
+    """Learning rate (its peak, where the schedule is not constant)."""
+    schedule: Literal["constant", "one-cycle"] = "constant"
+    """constant as in the release; one-cycle: linear warm-up, then cosine to a hundredth."""
+    warmup_share: float = 0.05
+    """Share of the steps that warm up in the one-cycle schedule."""
+    average_share: float = 0.0
+    """Horizon of the moving average of the weights as a share of the stage's steps; 0 keeps none."""
+    weights: LossWeights = field(default_factory=LossWeights)
+    """Loss weights; in stage two, what the search starts from and falls back to."""
+    scale: Literal["raw", "relative"] = "raw"
+    """raw: distances as published. relative: each tap's distance over the teacher's mean
+    activation at that tap, so that equal weights mean equal influence."""
+    image_scale: float = 1.0
+    """Factor on the pixel term; 127.5 puts it on the 0..255 scale of the release."""
+    precision: Precision = "auto"
+    """auto measures once whether bf16 is faster on this device."""
+    checkpoint_images: int = 10_000
+    """Images between two checkpoints."""
+    seed: int = 0
+    """Order of the samples and initial weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, f"epochs must be >= 0, not {self.epochs}")
+        _require(self.global_batch > 0, f"global_batch must be > 0, not {self.global_batch}")
+        _require(self.rate > 0, f"rate must be > 0, not {self.rate}")
+        for name in ("warmup_share", "average_share"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)")
+        _require(self.checkpoint_images > 0, "checkpoint_images must be > 0")
+        _require(self.image_scale > 0, "image_scale must be > 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentConfig:
+    """The generator's start; its shape is the reflection of the teacher's."""
+
+    init: Literal["release", "he"] = "release"
+    """release: conv N(0, 0.02), linear N(0, 0.1). he: N(0, sqrt(2 / fan_in)), for narrow students,
+    whose signal the release's deviations let die out on the way up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """The search over stage two's loss weights."""
+
+    trials: int = 4
+    """Trials in all; the first is always the recipe's own weights. 0 or 1 searches nothing."""
+    images: int = 8_000
+    """Length of a trial in images seen."""
+    low: float = 0.1
+    """Lower end of the log-uniform factor on each group's default weight."""
+    high: float = 10.0
+    """Upper end of that factor."""
+    captions: int = 256
+    """Validation captions on which a trial is ranked."""
+    margin: float = 0.0
+    """By how much a trial's score must beat the defaults' to replace them."""
+    seed: int = 0
+    """Seed of the sampler."""
+
+    def __post_init__(self) -> None:
+        _require(self.trials >= 0, f"search.trials must be >= 0, not {self.trials}")
+        _require(self.images > 0, f"search.images must be > 0, not {self.images}")
+        _require(0 < self.low <= self.high, "search.low must be in (0, search.high]")
+        _require(self.captions > 1, "search.captions must be > 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is scored and shown."""
+
+    captions: int | None = None
+    """At most this many captions of the test split; None takes all."""
+    sheet: int = 32
+    """Rows of the contact sheet."""
+    subsets: int = 50
+    """Subsets drawn without replacement for the interval of KID."""
+    subset_size: int = 100
+    """Images a subset."""
+
+    def __post_init__(self) -> None:
+        _require(self.sheet > 0, "evaluation.sheet must be > 0")
+        _require(self.subsets > 1, "evaluation.subsets must be > 1")
+        _require(self.subset_size > 1, "evaluation.subset_size must be > 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole run. `sdn.recipes` holds the named ones."""
+
+    name: str
+    """Name of the recipe; the registered model is called `sdn-{name}`."""
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    stage_one: StageConfig = field(default_factory=StageConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    stage_two: StageConfig = field(default_factory=StageConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    lanes: int = 48
+    """Parallel sample sequences an epoch is cut into; a world size must divide it."""
+    workers: int = 1
+    """Training processes (Ray workers) a stage runs on; must divide `lanes` and each global batch."""
+    threads: int = 0
+    """CPU threads a worker; 0 shares this machine's cores out among the workers."""
+
+    def __post_init__(self) -> None:
+        _require(self.lanes > 0, f"lanes must be > 0, not {self.lanes}")
+        _require(self.threads >= 0, f"threads must be >= 0, not {self.threads}")
+        _require(
+            self.workers > 0 and self.lanes % self.workers == 0,
+            f"workers must divide lanes ({self.lanes}), not {self.workers}; possible: "
+            f"{[n for n in range(1, self.lanes + 1) if self.lanes % n == 0]}",
+        )
+        for stage in ("stage_one", "stage_two"):
+            batch = getattr(self, stage).global_batch
+            _require(
+                batch % self.workers == 0,
+                f"workers ({self.workers}) must divide {stage}.global_batch ({batch})",
+            )
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise ValueError(text)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
+    """The config of this kind from plain values.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one) or a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    parsed = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(_unknown(f"{where}{key}", key, list(known), where))
+        parsed[key] = _parse(known[key], value, f"{where}{key}")
+    return kind(**parsed)
+
+
+def with_overrides(config: T, overrides: dict[str, str]) -> T:
+    """The same config with dotted keys replaced: `{"stage_two.epochs": "3"}`.
+
+    Values are read as JSON and, where that fails, as text.
+
+    Raises:
+        ValueError: an unknown key, a value of another type, or one that the config refuses.
+    """
+    values = to_dict(config)
+    for dotted, text in overrides.items():
+        *path, last = dotted.split(".")
+        inner = values
+        for depth, part in enumerate(path):
+            if part not in inner or not isinstance(inner[part], dict):
+                prefix = "".join(f"{p}." for p in path[:depth])
+                raise ValueError(_unknown(dotted, part, list(inner), prefix))
+            inner = inner[part]
+        try:
+            inner[last] = json.loads(text)
+        except json.JSONDecodeError:
+            inner[last] = text
+    return from_dict(type(config), values)
+
+
+def _unknown(dotted: str, part: str, known: list[str], prefix: str) -> str:
+    near = difflib.get_close_matches(part, known, n=1)
+    hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"unknown config key {dotted!r}{hint} Known here: {', '.join(prefix + k for k in known)}"
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`, or a ValueError that names the key."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is a group of keys, not the value {value!r}")
+        return from_dict(typing.cast("type[Any]", kind), value, f"{where}.")
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"{where} must be one of {typing.get_args(kind)}, not {value!r}")
+        return value
+    if origin is types.UnionType:  # `X | None` is the only union in use
+        (inner,) = (a for a in typing.get_args(kind) if a is not type(None))
+        return None if value is None else _parse(inner, value, where)
+    if origin is dict:
+        inner = typing.get_args(kind)[1]
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a JSON object, not {value!r}")
+        return {str(k): _parse(inner, v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {kind.__name__}, not {value!r}")
+    return value

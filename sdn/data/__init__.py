@@ -1,0 +1,1 @@
+"""Captioned images: sources, shards, the plan of who reads what, the loader."""
