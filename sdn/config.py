@@ -73,10 +73,11 @@ class TeacherConfig:
     """Blocks of convolutions, as in Simonyan & Zisserman 2015."""
     width: float = 1.0
     """Factor on every number of channels; 1 is the published network."""
-    convention: Literal["imagenet", "release", "symmetric"] = "imagenet"
+    convention: Literal["imagenet", "mean-255", "release", "symmetric"] = "imagenet"
     """What the first convolution receives. imagenet: RGB over [0, 1], minus mean, over deviation.
-    release: BGR, 0..255, no mean subtraction, as in the authors' release. symmetric: the image in
-    [-1, 1] as it is (for teachers fitted here)."""
+    mean-255: RGB, 0..255, minus the mean that VGG's authors subtracted. release: BGR, 0..255, no
+    mean subtraction, as in the authors' release. symmetric: the image in [-1, 1] as it is (for
+    teachers fitted here)."""
     weights: str | None = None
     """File or URL in torchvision's layout (.pth or .safetensors); None fits the teacher on the
     training split's own labels."""

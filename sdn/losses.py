@@ -1,0 +1,64 @@
+"""The distances of the method, one function per published term."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sdn.config import LossWeights
+    from sdn.student import Taps
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference over batch and elements.
+
+    Formula: d(a, b) = mean |a - b|
+    Source: Yuan & Peng 2018, arXiv:1808.06801 (L1, averaged as in the authors' release).
+
+    Args:
+        a, b: the same shape, any float dtype.
+
+    Returns:
+        scalar float32, >= 0; best 0.
+    """
+    return functional.l1_loss(a.float(), b.float())
+
+
+def wanted_taps(names: Iterable[str], weights: LossWeights) -> tuple[str, ...]:
+    """The taps whose weight is not 0, in the order given."""
+    return tuple(name for name in names if weights.of(name) > 0)
+
+
+def tap_losses(
+    student: Taps, teacher: Taps, weights: LossWeights, scales: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Weighted distance between each student tap and the teacher's tap of the same name.
+
+    Formula: loss[l] = weights[l] * scales[l] * d(teacher[l], student[l])
+    Source: Yuan & Peng 2018, arXiv:1808.06801; the release sums 22 such terms with weight 1.
+
+    Args:
+        student: tap name -> (B, C_l, H_l, W_l); taps that `teacher` lacks are ignored.
+        teacher: the wanted taps, same shapes; carries no gradient.
+        weights: dimensionless, >= 0.
+        scales: tap name -> factor that stands for the unit of the distance; 1 where absent.
+
+    Returns:
+        tap name -> scalar float32, >= 0; best 0.
+
+    Raises:
+        ValueError: a tap is missing or its shape differs; the text names it and both shapes.
+    """
+    losses = {}
+    for name, target in teacher.items():
+        if name not in student or student[name].shape != target.shape:
+            came = tuple(student[name].shape) if name in student else "nothing"
+            raise ValueError(f"tap {name}: student has {came}, teacher {tuple(target.shape)}")
+        factor = weights.of(name) * scales.get(name, 1.0)
+        losses[name] = factor * distance(student[name], target)
+    return losses

@@ -1,0 +1,93 @@
+"""The two distillation stages: a batch becomes named losses.
+
+Source: Yuan & Peng 2018, arXiv:1808.06801.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from sdn.losses import tap_losses, wanted_taps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from sdn.config import LossWeights, StageConfig
+    from sdn.student import Taps
+    from sdn.teacher import Teacher
+
+StageName = Literal["stage_one", "stage_two"]
+
+
+def stage_one_losses(
+    student: Callable[[Tensor], Taps],
+    teacher: Teacher,
+    text: Tensor,
+    image: Tensor,
+    *,
+    weights: LossWeights,
+    scales: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """Layer to symmetrical layer: the student's own taps against the teacher's of the real image.
+
+    Formula: loss[l] = w_l * d(T_l(x), S_l(t))
+
+    Args:
+        student: text embedding -> its taps; may be wrapped for distributed training.
+        teacher: frozen.
+        text: (B, D).
+        image: (B, 3, H, W), RGB, in [-1, 1].
+        weights: dimensionless; taps of weight 0 are not computed.
+        scales: see `scales_of`.
+
+    Returns:
+        tap name -> scalar float32.
+    """
+    with torch.no_grad():
+        real = teacher(image, wanted_taps(teacher.names, weights))
+    return tap_losses(student(text), real, weights, scales)
+
+
+def stage_two_losses(
+    student: Callable[[Tensor], Taps],
+    teacher: Teacher,
+    text: Tensor,
+    image: Tensor,
+    *,
+    weights: LossWeights,
+    scales: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """The teacher reads the synthesis: its taps of the synthesis against those of the real image.
+
+    Formula: loss[l] = w_l * d(T_l(x), T_l(S(t)))
+
+    Arguments and result as in `stage_one_losses`; the student's inner taps play no part.
+    """
+    wanted = wanted_taps(teacher.names, weights)
+    with torch.no_grad():
+        real = teacher(image, wanted)
+    return tap_losses(teacher(student(text)["image"], wanted), real, weights, scales)
+
+
+STAGES = {"stage_one": stage_one_losses, "stage_two": stage_two_losses}
+
+
+def scales_of(config: StageConfig, tap_means: Mapping[str, float]) -> dict[str, float]:
+    """The factor of each tap's distance: 1 (raw) or one over the teacher's mean activation there.
+
+    Departs from the paper where `scale` is "relative": raw activations differ from tap to tap by
+    orders of magnitude, so that equal weights do not mean equal influence.
+
+    Args:
+        config: of the stage.
+        tap_means: tap name -> mean absolute activation over training images, > 0.
+    """
+    scales = dict.fromkeys(tap_means, 1.0)
+    if config.scale == "relative":
+        scales = {name: 1.0 / max(mean, 1e-6) for name, mean in tap_means.items()}
+    scales["image"] *= config.image_scale
+    return scales

@@ -1,0 +1,101 @@
+"""The student: a text embedding becomes an image and its taps, layer for layer the teacher's mirror."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdn.taps import HIDDEN, Blocks, student_layers
+
+Taps = dict[str, Tensor]
+"""Tap name -> (B, C, H, W)."""
+
+
+class Student(nn.Module):
+    """The reflection of a VGG-shaped teacher.
+
+    No noise, no normalisation, no dropout: one image per caption. Convolutions 3x3, stride 1,
+    padding 1, bias; upsampling nearest neighbour x2; ReLU after everything but the upsamplings and
+    the last convolution.
+    Source: Yuan & Peng 2018, arXiv:1808.06801, and the layer sizes of the authors' release.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        *,
+        resolution: int,
+        text_dim: int,
+        width: float = 1.0,
+        init: Literal["release", "he"] = "release",
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        blocks: the teacher's.
+        resolution: height and width of the image; divisible by 2 ** len(blocks).
+        text_dim: D.
+        width: factor on the hidden linear layers, the teacher's.
+        init: deviations of the initial weights, see `sdn.config.StudentConfig`.
+        seed: of the initial weights.
+
+        Raises:
+            ValueError: the resolution does not halve often enough.
+        """
+        super().__init__()
+        if resolution % 2 ** len(blocks):
+            raise ValueError(
+                f"resolution {resolution} cannot be halved {len(blocks)} times; "
+                f"it must be divisible by {2 ** len(blocks)}"
+            )
+        hidden = max(1, round(HIDDEN * width))
+        self.layers = student_layers(blocks)
+        self.top = (blocks[-1][0], resolution // 2 ** len(blocks))
+        self.top_tap = f"pool{len(blocks)}"
+        self.fc7 = nn.Linear(text_dim, hidden)
+        self.fc6 = nn.Linear(hidden, hidden)
+        self.pool = nn.Linear(hidden, self.top[0] * self.top[1] ** 2)
+        self.convs = nn.ModuleDict(
+            {
+                layer.tap: nn.Conv2d(layer.channels_in, layer.channels_out, 3, padding=1)
+                for layer in self.layers
+                if not layer.upsample
+            }
+        )
+        self._initialise(init, torch.Generator().manual_seed(seed))
+
+    def _initialise(self, init: str, generator: torch.Generator) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                fan_in = module.weight[0].numel()
+                released = 0.1 if isinstance(module, nn.Linear) else 0.02
+                deviation = released if init == "release" else math.sqrt(2 / fan_in)
+                nn.init.normal_(module.weight, 0, deviation, generator=generator)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, text: Tensor) -> Taps:
+        """All taps of the synthesis, `image` among them.
+
+        Args:
+            text: (B, D), the text embedding.
+
+        Returns:
+            tap name -> (B, C, H, W); `image` is linear, nominally in [-1, 1] but not clamped.
+        """
+        x = functional.relu(self.fc7(text))  # (B, hidden)
+        x = functional.relu(self.fc6(x))  # (B, hidden)
+        channels, side = self.top
+        x = functional.relu(self.pool(x)).unflatten(1, (channels, side, side))
+        x = x.contiguous(memory_format=torch.channels_last)
+        taps = {self.top_tap: x}
+        for layer in self.layers:
+            if layer.upsample:
+                x = functional.interpolate(x, scale_factor=2, mode="nearest")
+            else:
+                x = self.convs[layer.tap](x)
+                x = x if layer.tap == "image" else functional.relu(x)
+            taps[layer.tap] = x
+        return taps

@@ -1,0 +1,221 @@
+"""The teacher: a frozen VGG-shaped classifier that turns images into taps."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdn.taps import Blocks, blocks_of, taps_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from sdn.config import TeacherConfig
+    from sdn.student import Taps
+
+Convention = Literal["imagenet", "mean-255", "release", "symmetric"]
+
+# Channel means and deviations of ImageNet as torchvision publishes them for its weights, over
+# [0, 1], and the means over 0..255 that VGG's authors subtracted.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_VGG_MEAN_255 = (123.68, 116.779, 103.939)
+
+
+class Teacher(nn.Module):
+    """3x3 convolutions with ReLU in blocks, each block ended by *average* pooling 2x2.
+
+    Source: Simonyan & Zisserman 2015 for the blocks; average pooling as in the release of Yuan &
+    Peng 2018. All parameters are frozen and stay so: `train()` does not thaw it.
+    """
+
+    def __init__(self, blocks: Blocks, convention: Convention) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.convention = convention
+        self.names = tuple(tap.name for tap in taps_of(blocks))
+        self.convs = nn.ModuleDict()
+        channels_in = 3
+        for k, (channels, convolutions) in enumerate(blocks, start=1):
+            for i in range(1, convolutions + 1):
+                self.convs[f"conv{k}_{i}"] = nn.Conv2d(channels_in, channels, 3, padding=1)
+                channels_in = channels
+        factor, shift = _affine(convention)
+        self.register_buffer("factor", factor.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002 (signature of nn.Module)
+        """Stay frozen, whatever the model around it does."""
+        return super().train(mode=False)
+
+    def forward(self, image: Tensor, wanted: Collection[str] | None = None) -> Taps:
+        """The wanted taps of an image; nothing above the deepest of them is computed.
+
+        Args:
+            image: (B, 3, H, W), RGB, nominally in [-1, 1].
+            wanted: tap names; None for all.
+
+        Returns:
+            tap name -> (B, C, H, W), in the order of the network; gradients flow to `image`.
+        """
+        wanted = self.names if wanted is None else wanted
+        last = max((self.names.index(name) for name in wanted), default=-1)
+        taps: Taps = {"image": image}
+        x = image * self.factor + self.shift
+        if self.convention == "release":
+            x = x.flip(1)  # RGB to BGR
+        for name in self.names[1 : last + 1]:
+            if name.startswith("pool"):
+                x = functional.avg_pool2d(x, 2)
+            else:
+                x = functional.relu(self.convs[name](x))
+            taps[name] = x
+        return {name: taps[name] for name in self.names if name in wanted}
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of `features`' vectors: the channels of every pool."""
+        return sum(channels for channels, _ in self.blocks)
+
+    def features(self, image: Tensor) -> Tensor:
+        """One vector an image: each pool's channels averaged over space.
+
+        Args:
+            image: (B, 3, H, W), RGB, in [-1, 1].
+
+        Returns:
+            (B, `feature_dim`), >= 0.
+        """
+        taps = self(image, [name for name in self.names if name.startswith("pool")])
+        return torch.cat([tap.float().mean(dim=(2, 3)) for tap in taps.values()], dim=1)
+
+
+def _affine(convention: Convention) -> tuple[Tensor, Tensor]:
+    """Per-channel factor and shift from [-1, 1] to what the first convolution expects."""
+    mean, std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
+    if convention == "imagenet":  # ((x + 1) / 2 - mean) / std
+        return 0.5 / std, (0.5 - mean) / std
+    if convention == "mean-255":  # (x + 1) * 127.5 - mean
+        return torch.full((3,), 127.5), 127.5 - torch.tensor(_VGG_MEAN_255)
+    if convention == "release":  # (x + 1) * 127.5, flipped to BGR afterwards
+        return torch.full((3,), 127.5), torch.full((3,), 127.5)
+    return torch.ones(3), torch.zeros(3)
+
+
+def empty_teacher(config: TeacherConfig) -> Teacher:
+    """A teacher of the configured shape with weights that mean nothing yet."""
+    return Teacher(blocks_of(config.arch, config.width), config.convention)
+
+
+def load_weights(config: TeacherConfig) -> Teacher:
+    """The teacher with weights from a file or URL in torchvision's layout.
+
+    Keys are `features.{n}.weight|bias`, numbered as torchvision numbers VGG without batch norm;
+    the classifier's weights are not used.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: wrong digest, not a weight file, or weights of another network; the text names
+            the file and the first key that does not fit.
+    """
+    assert config.weights is not None
+    path = _fetch(config.weights, config.sha256)
+    if config.sha256 is not None and (digest := file_digest(path)) != config.sha256:
+        raise ValueError(
+            f"{path} has SHA-256 {digest}, expected {config.sha256}: the file is damaged or another"
+            " one; fetch it again or correct teacher.sha256"
+        )
+    teacher = empty_teacher(config)
+    found = _read_tensors(path)
+    loaded = {}
+    for name, key in zip(teacher.convs, _torchvision_keys(teacher.blocks), strict=True):
+        for part in ("weight", "bias"):
+            expected = getattr(teacher.convs[name], part).shape
+            came = found.get(f"{key}.{part}")
+            if came is None or came.shape != expected:
+                what = "is missing" if came is None else f"has shape {tuple(came.shape)}"
+                raise ValueError(
+                    f"{path} does not hold {config.arch} of width {config.width}: key "
+                    f"{key}.{part} {what}, expected {tuple(expected)}"
+                )
+            loaded[f"convs.{name}.{part}"] = came.float()
+    teacher.load_state_dict(loaded)
+    return teacher
+
+
+def save_teacher(teacher: Teacher, path: Path, extra: Mapping[str, Any] | None = None) -> str:
+    """Write the teacher with what is needed to build it again; returns the file's SHA-256."""
+    torch.save(
+        {
+            "blocks": [list(block) for block in teacher.blocks],
+            "convention": teacher.convention,
+            "state": teacher.state_dict(),
+            **(extra or {}),
+        },
+        path,
+    )
+    return file_digest(path)
+
+
+def open_teacher(path: Path) -> Teacher:
+    """The teacher written by `save_teacher`."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    teacher = Teacher(tuple((c, n) for c, n in saved["blocks"]), saved["convention"])
+    teacher.load_state_dict(saved["state"])
+    return teacher.to(memory_format=torch.channels_last)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _torchvision_keys(blocks: Blocks) -> Iterator[str]:
+    """`features.{n}` of each convolution: torchvision counts convolution, ReLU and pool alike."""
+    n = 0
+    for _, convolutions in blocks:
+        for _ in range(convolutions):
+            yield f"features.{n}"
+            n += 2
+        n += 1
+
+
+def _fetch(place: str, sha256: str | None) -> Path:
+    """The local file of a path or URL; a download is kept under its digest by torch.hub."""
+    if "://" not in place:
+        path = Path(place).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"no weight file at {path}; teacher.weights names a file or URL")
+        return path
+    folder = Path(torch.hub.get_dir()) / "sdn"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{sha256}-{place.rsplit('/', 1)[-1]}"
+    if not path.exists():
+        try:
+            torch.hub.download_url_to_file(place, str(path), hash_prefix=sha256)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"could not fetch {place}: {error}") from error
+    return path
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .pth or .safetensors file, without executing anything in it."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable weight file: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a table of tensors")
+    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
