@@ -42,9 +42,7 @@ def normalise(caption: str) -> str:
     "Santa Claus: dark skin tone" and "santa claus - dark skin tone" become the same text.
     """
     plain = unicodedata.normalize("NFKD", caption).casefold().replace("’", "'")
-    kept = (
-        c if c.isalnum() or c in _CODES else " " for c in plain if not unicodedata.combining(c)
-    )
+    kept = (c if c.isalnum() or c in _CODES else " " for c in plain if not unicodedata.combining(c))
     return " ".join("".join(kept).split())
 
 
@@ -59,7 +57,9 @@ def check_caption(caption: object, max_chars: int) -> str:
         raise TypeError(f"a caption must be text, not {type(caption).__name__}: {caption!r}")
     length = len(normalise(caption))
     if length == 0:
-        raise ValueError(f"caption {caption!r} holds no letter or digit; describe the image in words")
+        raise ValueError(
+            f"caption {caption!r} holds no letter or digit; describe the image in words"
+        )
     if length > max_chars:
         raise ValueError(
             f"caption of {length} characters, the encoder reads at most {max_chars}: {caption[:60]}..."

@@ -53,7 +53,9 @@ class DataConfig:
             f"data.resolution must be a positive multiple of 32 (five halvings by the teacher's "
             f"pools), not {self.resolution}; try {max(32, round(self.resolution / 32) * 32)}",
         )
-        _require(self.shard_samples > 0, f"data.shard_samples must be > 0, not {self.shard_samples}")
+        _require(
+            self.shard_samples > 0, f"data.shard_samples must be > 0, not {self.shard_samples}"
+        )
         for name in ("validation_share", "test_share", "failure_budget"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"data.{name} must be in [0, 1), not {value}")
@@ -156,7 +158,9 @@ class LossWeights:
         values = {name: getattr(self, name) for name in TAP_GROUPS} | self.taps
         for name, value in values.items():
             _require(value >= 0, f"weights.{name} must be >= 0, not {value}")
-        _require(any(value > 0 for value in values.values()), "at least one loss weight must be > 0")
+        _require(
+            any(value > 0 for value in values.values()), "at least one loss weight must be > 0"
+        )
 
     def of(self, tap: str) -> float:
         """Weight of the tap of this name: its own, or that of its group."""

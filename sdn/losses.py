@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,12 +21,33 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     Source: Yuan & Peng 2018, arXiv:1808.06801 (L1, averaged as in the authors' release).
 
     Args:
-        a, b: the same shape, any float dtype.
+        a: any shape and float dtype; the gradient flows here.
+        b: the same shape; carries no gradient.
 
     Returns:
         scalar float32, >= 0; best 0.
     """
-    return functional.l1_loss(a.float(), b.float())
+    result: Tensor = _Distance.apply(a, b)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Distance(torch.autograd.Function):
+    """L1 in four passes over memory, in the dtype of its input; autograd's own form takes nine.
+
+    22 taps make this a third of a training step on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        difference = a - b
+        ctx.save_for_backward(difference)
+        # One pass that sums in float32, whatever the dtype.
+        return torch.linalg.vector_norm(difference, 1, dtype=torch.float32) / a.numel()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (difference,) = ctx.saved_tensors
+        return difference.sign().mul_(gradient / difference.numel()), None
 
 
 def wanted_taps(names: Iterable[str], weights: LossWeights) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class Student(nn.Module):
                 f"it must be divisible by {2 ** len(blocks)}"
             )
         hidden = max(1, round(HIDDEN * width))
+        self.blocks = blocks
         self.layers = student_layers(blocks)
         self.top = (blocks[-1][0], resolution // 2 ** len(blocks))
         self.top_tap = f"pool{len(blocks)}"

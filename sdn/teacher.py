@@ -193,7 +193,9 @@ def _fetch(place: str, sha256: str | None) -> Path:
     if "://" not in place:
         path = Path(place).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"no weight file at {path}; teacher.weights names a file or URL")
+            raise FileNotFoundError(
+                f"no weight file at {path}; teacher.weights names a file or URL"
+            )
         return path
     folder = Path(torch.hub.get_dir()) / "sdn"
     folder.mkdir(parents=True, exist_ok=True)

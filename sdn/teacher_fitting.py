@@ -35,9 +35,7 @@ class Targets:
     """Head name -> (N,) int64 class, -100 where it has none; for `words` (N, classes) of 0 and 1."""
 
 
-def targets_of(
-    labels: Sequence[dict[str, str]], captions: Sequence[tuple[str, ...]]
-) -> Targets:
+def targets_of(labels: Sequence[dict[str, str]], captions: Sequence[tuple[str, ...]]) -> Targets:
     """The heads that these training samples support.
 
     Raises:

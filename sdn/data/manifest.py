@@ -118,7 +118,7 @@ def write_manifest(files: LocalFolder, manifest: Manifest) -> None:
     """Write the manifest atomically; from then on the folder is a data set."""
     content = _to_json(manifest)
     content["sha256"] = _sha256(content)
-    text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     files.write(MANIFEST, text.encode())
 
 
@@ -133,5 +133,5 @@ def _from_json(content: dict[str, Any]) -> Manifest:
 
 
 def _sha256(content: dict[str, Any]) -> str:
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -47,7 +47,7 @@ def prepare(record: Record, config: DataConfig) -> Prepared | DeadLetter:
         split=record.split,
         image=encode(pixels, config.image_format),
         txt=captions[0].encode(),
-        json=json.dumps(about, ensure_ascii=False, sort_keys=True).encode(),
+        json=json.dumps(about, sort_keys=True).encode(),
     )
 
 
@@ -75,7 +75,7 @@ def _check_names(record: Record) -> None:
     key = record.key
     if record.split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {record.split!r}")
-    if not _KEY.fullmatch(key) or len(key.encode(errors="replace")) > _KEY_BYTES:
+    if not _KEY.fullmatch(key) or len(key.encode()) > _KEY_BYTES:
         raise ValueError(
             f"a key has 1 to {_KEY_BYTES} bytes, does not begin with '__' and has no blank, dot, "
             f"slash or control character: {key!r}"

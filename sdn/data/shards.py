@@ -66,7 +66,7 @@ def write_dataset(
     files = LocalFolder(out)
     _claim(files)
     collected = _collect(items, config, report)
-    lines = [json.dumps(to_dict(d), ensure_ascii=False) + "\n" for d in collected.dead_letters]
+    lines = [json.dumps(to_dict(d)) + "\n" for d in collected.dead_letters]
     files.write(DEAD_LETTERS, "".join(lines).encode())
     _check(collected, config, files)
     splits = {

@@ -1,0 +1,179 @@
+"""One distillation stage from folders to a model folder, on one rank of any number."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sdn.captions import open_encoder
+from sdn.data.loader import batches
+from sdn.data.manifest import load_manifest
+from sdn.data.plan import Plan
+from sdn.sampling import ENCODER, open_student, save_synthesizer
+from sdn.student import Student
+from sdn.taps import blocks_of
+from sdn.teacher import open_teacher
+from sdn.training import Embedder, Trainer, choose_precision, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sdn.checkpoint import Checkpoint
+    from sdn.config import RunConfig, StageConfig
+    from sdn.stages import StageName
+    from sdn.training import StepReport
+
+TEACHER, TAP_MEANS = "teacher.pt", "tap-means.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageInputs:
+    """Local folders that a stage reads."""
+
+    data: Path
+    """Prepared data set: manifest, shards, index."""
+    teacher: Path
+    """`teacher.pt` and `tap-means.json`."""
+    captions: Path
+    """`captions.pt`."""
+    start: Path | None = None
+    """Model folder whose student the stage starts from; None starts from initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rank:
+    """Where a stage runs."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (a value, not a shared state)
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # noqa: E731
+    """Makes the student distributed."""
+    agree: Callable[[str], str] = lambda value: value  # noqa: E731
+    """Every rank gets rank 0's value."""
+
+
+def stage_plan(config: RunConfig, stage: StageConfig, data: Path) -> Plan:
+    """Who reads what when in this stage.
+
+    Raises:
+        ValueError: no data set there.
+    """
+    return Plan(
+        shard_samples=load_manifest(data).shard_samples("train"),
+        seed=stage.seed,
+        lanes=config.lanes,
+        global_batch=stage.global_batch,
+    )
+
+
+def steps_of(stage: StageConfig, plan: Plan) -> int:
+    """Global steps of the whole stage; at least one unless its length is 0."""
+    if stage.epochs == 0:
+        return 0
+    return max(1, round(stage.epochs * plan.steps_per_epoch))
+
+
+def images_of(plan: Plan, step: int) -> int:
+    """Images in the global batch of a global step; fewer in the last of an epoch."""
+    along = step % plan.steps_per_epoch
+    return min(plan.global_batch, plan.samples - along * plan.global_batch)
+
+
+def new_student(config: RunConfig) -> Student:
+    """The untrained student of a run."""
+    return Student(
+        blocks_of(config.teacher.arch, config.teacher.width),
+        resolution=config.data.resolution,
+        text_dim=config.captions.dim,
+        width=config.teacher.width,
+        init=config.student.init,
+        seed=config.stage_one.seed,
+    )
+
+
+def run_stage(
+    name: StageName,
+    config: RunConfig,
+    inputs: StageInputs,
+    *,
+    save: Callable[[Trainer], None],
+    report: Callable[[StepReport], None],
+    resume: Checkpoint | None = None,
+    rank: Rank = Rank(),  # noqa: B008 (frozen)
+) -> Trainer:
+    """Train one stage to its end and return the trainer with the finished student.
+
+    Args:
+        name: which stage.
+        config: of the run; the stage's own part is `config.stage_one` or `config.stage_two`.
+        inputs: what it reads.
+        save: stores a checkpoint; called on every rank at the same steps.
+        report: receives the progress of this rank.
+        resume: where to go on; None starts from `inputs.start`.
+        rank: where it runs.
+
+    Raises:
+        ValueError: damaged or missing inputs, or an impossible number of ranks.
+        FloatingPointError: the loss is not finite.
+    """
+    stage = getattr(config, name)
+    plan = stage_plan(config, stage, inputs.data)
+    student = new_student(config) if inputs.start is None else open_student(inputs.start)
+    precision = stage.precision if resume is None else resume.precision
+    trainer = Trainer(
+        name,
+        student.to(rank.device),
+        open_teacher(inputs.teacher / TEACHER).to(rank.device),
+        stage,
+        steps=steps_of(stage, plan),
+        tap_means=json.loads((inputs.teacher / TAP_MEANS).read_text()),
+        precision=rank.agree(choose_precision(precision, rank.device)),
+        wrap=rank.wrap,
+    )
+    if resume is not None:
+        trainer.restore(resume)
+    source = batches(
+        inputs.data,
+        "train",
+        plan=plan,
+        seed=stage.seed,
+        start_step=trainer.step,
+        steps=trainer.steps - trainer.step,
+        rank=rank.rank,
+        world=rank.world,
+    )
+    train(
+        trainer,
+        source,
+        Embedder(open_encoder(inputs.captions / ENCODER).encode),
+        images_in=lambda step: images_of(plan, step),
+        save_every=max(1, stage.checkpoint_images // stage.global_batch),
+        save=save,
+        report=report,
+    )
+    return trainer
+
+
+def write_model(
+    folder: Path, config: RunConfig, captions: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    """Write a model folder: the finished student and the caption encoder it reads."""
+    student = new_student(config)
+    save_synthesizer(
+        folder,
+        open_encoder(captions / ENCODER),
+        weights,
+        {
+            "blocks": [list(block) for block in student.blocks],
+            "resolution": config.data.resolution,
+            "text_dim": config.captions.dim,
+            "width": config.teacher.width,
+        },
+        config.captions.max_chars,
+    )
