@@ -30,7 +30,8 @@ def verify(folder: Path | str) -> list[str]:
     for split in manifest.splits:
         reader = ShardReader(folder, manifest, split, cache_gib=0)
         for number, shard in enumerate(reader.shards):
-            damages += _files(files, shard) + _samples(reader, number, keys)
+            found = _files(files, shard)
+            damages += found + _samples(reader, number, keys, explained=bool(found))
         reader.close()
     return damages + [f"key {key!r}: {n} samples have it" for key, n in keys.items() if n > 1]
 
@@ -65,12 +66,12 @@ def _files(files: LocalFolder, shard: Shard) -> list[str]:
     return damages
 
 
-def _samples(reader: ShardReader, number: int, keys: Counter[str]) -> list[str]:
+def _samples(reader: ShardReader, number: int, keys: Counter[str], *, explained: bool) -> list[str]:
     """Each sample of a shard, read in the way that training reads it."""
     try:
         rows = reader.index(number)
     except DamagedSample as error:
-        return [str(error)]
+        return [] if explained else [str(error)]
     keys.update(row.key for row in rows)
     damages = []
     for row in range(len(rows)):
