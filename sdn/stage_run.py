@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sdn.checkpoint import Checkpoint
     from sdn.config import RunConfig, StageConfig
+    from sdn.data.records import Batch
     from sdn.stages import StageName
     from sdn.training import StepReport
 
@@ -52,9 +53,9 @@ class Rank:
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (a value, not a shared state)
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # noqa: E731
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     """Makes the student distributed."""
-    agree: Callable[[str], str] = lambda value: value  # noqa: E731
+    agree: Callable[[str], str] = lambda value: value
     """Every rank gets rank 0's value."""
 
 
@@ -105,7 +106,8 @@ def run_stage(
     save: Callable[[Trainer], None],
     report: Callable[[StepReport], None],
     resume: Checkpoint | None = None,
-    rank: Rank = Rank(),  # noqa: B008 (frozen)
+    rank: Rank = Rank(),
+    consumed: Callable[[Batch], None] = lambda batch: None,
 ) -> Trainer:
     """Train one stage to its end and return the trainer with the finished student.
 
@@ -117,6 +119,7 @@ def run_stage(
         report: receives the progress of this rank.
         resume: where to go on; None starts from `inputs.start`.
         rank: where it runs.
+        consumed: receives each batch after the step that it was consumed in.
 
     Raises:
         ValueError: damaged or missing inputs, or an impossible number of ranks.
@@ -156,6 +159,7 @@ def run_stage(
         save_every=max(1, stage.checkpoint_images // stage.global_batch),
         save=save,
         report=report,
+        consumed=consumed,
     )
     return trainer
 

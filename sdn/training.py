@@ -185,6 +185,7 @@ def train(
     save: Callable[[Trainer], None],
     report: Callable[[StepReport], None],
     report_every: int = 20,
+    consumed: Callable[[Batch], None] = lambda batch: None,
 ) -> None:
     """Run the stage from where the trainer stands to the end of `batches`.
 
@@ -196,6 +197,7 @@ def train(
         save_every: steps between two calls of `save`; the last step is always saved.
         save: stores a checkpoint.
         report: receives every `report_every`-th step and the last.
+        consumed: receives each batch after its step.
 
     Raises:
         FloatingPointError: a loss is not finite; the text names step and terms.
@@ -211,6 +213,7 @@ def train(
         assert batch.step == trainer.step, f"batch of step {batch.step} at step {trainer.step}"
         rate = rate_at(trainer.step, trainer.steps, trainer.config)
         terms, norm = trainer.advance(batch, embed(batch.captions), images_in(trainer.step))
+        consumed(batch)
         done = trainer.step == trainer.steps
         if trainer.step % report_every == 0 or done:
             losses = _finite({name: float(term) for name, term in terms.items()}, trainer.step)

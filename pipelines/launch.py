@@ -1,0 +1,266 @@
+"""Starts Ray Train and Ray Tune, on a cluster or in this process, and hands plain results back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipelines.worker import StageOrder, run_trial, train_rank
+from sdn import checkpoint as checkpoints
+from sdn.config import TAP_GROUPS, LossWeights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pipelines.settings import Settings
+    from sdn.config import RunConfig
+
+
+class TrainingError(RuntimeError):
+    """A stage failed on its workers; the text carries their reason."""
+
+
+def cores(settings: Settings) -> int:
+    """Cores that this process may use."""
+    return settings.cpus or len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def ray_session(settings: Settings) -> Iterator[None]:
+    """Ray for the duration of a run: the cluster at the configured address, or one in process."""
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        yield
+        return
+    embedded = (
+        {}
+        if settings.ray_address
+        else {
+            "num_cpus": cores(settings),
+            "include_dashboard": False,
+            "object_store_memory": 200 * 1024**2,
+        }
+    )
+    ray.init(
+        address=settings.ray_address,
+        namespace="sdn",
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+        **embedded,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def train_stage(
+    order: StageOrder,
+    *,
+    name: str,
+    workers: int,
+    settings: Settings,
+    listen: Callable[[str, dict[str, Any]], None],
+) -> checkpoints.Checkpoint:
+    """Run one distillation stage as a Ray Train job; the same name resumes an interrupted one.
+
+    Args:
+        order: what to train.
+        name: the stage's short key: Ray's run name.
+        workers: processes.
+        settings: where Ray and its storage are.
+        listen: receives ("worker" | "step" | "read", values) while the stage runs.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        TrainingError: the workers failed.
+    """
+    import torch
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.util.queue import Queue
+
+    gpu = torch.cuda.is_available() or _cluster_has_gpu()
+    points = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config={"order": dataclasses.asdict(order), "points": points},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": order.threads}
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=f"{order.store}/ray",
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _listening(points, listen):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise TrainingError(_reason(error)) from error
+    assert result.checkpoint is not None, "a finished stage saves its last step"
+    with result.checkpoint.as_directory() as folder:
+        from pathlib import Path
+
+        return checkpoints.load(Path(folder))
+
+
+def search_weights(
+    order: StageOrder,
+    *,
+    name: str,
+    config: RunConfig,
+    settings: Settings,
+    listen: Callable[[str, dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Short trials of stage two with other loss weights, under Ray Tune.
+
+    Args:
+        order: of a trial; one thread each.
+        name: the stage's short key.
+        config: of the run.
+        settings: where Ray and its storage are.
+        listen: receives ("trial", values) as trials end.
+
+    Returns:
+        One entry a trial, in the order of their start: `weights` (group -> weight), `score`,
+        `error` where it failed. The first has the recipe's own weights.
+    """
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    search = config.search
+    defaults = {group: getattr(config.stage_two.weights, group) for group in TAP_GROUPS}
+    space = {
+        group: tune.loguniform(weight * search.low, weight * search.high)
+        for group, weight in defaults.items()
+        if weight > 0
+    }
+    searcher = OptunaSearch(
+        metric="score",
+        mode="max",
+        points_to_evaluate=[{group: defaults[group] for group in space}],
+        seed=search.seed,
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(run_trial, settings={"order": dataclasses.asdict(order)}),
+            {"cpu": order.threads},
+        ),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            num_samples=search.trials,
+            search_alg=searcher,
+            max_concurrent_trials=max(1, cores(settings) // order.threads),
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=f"{order.store}/ray",
+            verbose=0,
+            callbacks=[_trial_listener(listen)],
+        ),
+    )
+    found = []
+    for result in tuner.fit():
+        weights = defaults | {g: float((result.config or {})[g]) for g in space}
+        found.append(
+            {
+                "weights": weights,
+                "score": (result.metrics or {}).get("score"),
+                "images_seen": (result.metrics or {}).get("images_seen"),
+                "error": None if result.error is None else _reason(result.error),
+            }
+        )
+    return found
+
+
+def choose_weights(trials: list[dict[str, Any]], margin: float) -> tuple[LossWeights, int]:
+    """The weights to go on with and the number of their trial, from 0.
+
+    The recipe's own weights (trial 0) stay unless another trial's score is better by more than
+    `margin`.
+
+    Raises:
+        TrainingError: no trial has a score.
+    """
+    scored = [(t["score"], -n) for n, t in enumerate(trials) if t["score"] is not None]
+    if not scored:
+        reasons = {t["error"] for t in trials}
+        raise TrainingError(f"no trial of the search succeeded: {'; '.join(map(str, reasons))}")
+    best, negative = max(scored)
+    default = trials[0]["score"]
+    number = 0 if default is not None and best <= default + margin else -negative
+    return LossWeights(**trials[number]["weights"]), number
+
+
+@contextmanager
+def _listening(points: Any, listen: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+    """Hand what workers say to `listen` in a thread, until the work is over and the queue empty."""
+    from ray.util.queue import Empty
+
+    over = threading.Event()
+
+    def drain() -> None:
+        while True:
+            last = over.is_set()
+            try:
+                while True:
+                    kind, values = points.get(timeout=0.2)
+                    listen(kind, values)
+            except Empty:
+                if last:
+                    return
+
+    thread = threading.Thread(target=drain, name="points", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=30)
+        points.shutdown()
+
+
+def _trial_listener(listen: Callable[[str, dict[str, Any]], None]) -> Any:
+    """A Tune callback that hands each ended trial to `listen`."""
+    from ray.tune import Callback
+
+    class Listener(Callback):
+        def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:
+            listen("trial", {"config": trial.config, "score": trial.last_result.get("score")})
+
+        def on_trial_error(self, *_: Any, trial: Any, **__: Any) -> None:
+            listen("trial", {"config": trial.config, "score": None})
+
+    return Listener()
+
+
+def _cluster_has_gpu() -> bool:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause of a worker's failure, in one paragraph."""
+    worker_errors: Mapping[int, BaseException] = getattr(error, "worker_failures", {}) or {}
+    for inner in worker_errors.values():
+        return _reason(inner)
+    cause = getattr(error, "cause", None) or error.__cause__
+    return (
+        _reason(cause) if isinstance(cause, BaseException) else f"{type(error).__name__}: {error}"
+    )

@@ -1,0 +1,47 @@
+"""Where things are: the only reader of environment variables.
+
+With none set, everything runs embedded. Each address or URI below replaces one embedded part by a
+server, and the same code then runs there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Environment variables `SDN_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="SDN_", frozen=True)
+
+    store: str = Field(
+        default="runs",
+        description="Where stages, data sets and models lie: a local folder or s3://bucket/prefix.",
+    )
+    cache: Path = Field(
+        default=Path("~/.cache/sdn"),
+        description="Local copies of what lies in a remote store.",
+    )
+    tracking_uri: str | None = Field(
+        default=None,
+        description="MLflow server or database; by default SQLite inside the store's local folder.",
+    )
+    ray_address: str | None = Field(
+        default=None, description="Ray cluster; by default Ray runs inside this process."
+    )
+    s3_endpoint: str | None = Field(
+        default=None, description="Endpoint of an S3 server that is not Amazon's."
+    )
+    cpus: int | None = Field(
+        default=None,
+        ge=1,
+        description="Cores to use on this machine; by default those this process may run on.",
+    )
+
+    @property
+    def local(self) -> Path:
+        """Folder for what must lie on this machine: the store itself where it is local."""
+        return self.cache.expanduser() if "://" in self.store else Path(self.store).resolve()

@@ -1,0 +1,168 @@
+"""Runs inside Ray: wraps `sdn.stage_run` for Ray Train and Ray Tune. No Prefect, no MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipelines.store import open_store
+from sdn import checkpoint as checkpoints
+from sdn.config import LossWeights, RunConfig, from_dict
+from sdn.stage_run import Rank, StageInputs, run_stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from sdn.training import StepReport, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOrder:
+    """All that a worker on any node needs to know; plain values only."""
+
+    stage: str
+    config: dict[str, Any]
+    store: str
+    cache: str
+    endpoint: str | None
+    inputs: dict[str, str]
+    """Role of `StageInputs` -> folder in the store."""
+    threads: int
+    """CPU threads of this process."""
+
+    def run_config(self) -> RunConfig:
+        """The resolved config of the run."""
+        return from_dict(RunConfig, self.config)
+
+    def fetch(self) -> StageInputs:
+        """The inputs as local folders of this node."""
+        store = open_store(self.store, Path(self.cache), self.endpoint)
+        return StageInputs(**{role: store.fetch(name) for role, name in self.inputs.items()})
+
+
+def train_rank(settings: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker.
+
+    Args:
+        settings: `order` (fields of a StageOrder) and `points`, the queue to the driver.
+    """
+    from ray import train
+
+    order = StageOrder(**settings["order"])
+    torch.set_num_threads(order.threads)
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = train.torch.get_device()
+    say = _speaker(settings["points"])
+    say(("worker", {"rank": rank, "world": world, "pid": os.getpid(), "device": str(device)}))
+
+    def save(trainer: Trainer) -> None:
+        # Called at the same steps on every rank: Ray's report is a barrier.
+        metrics = {"step": trainer.step, "images_seen": trainer.images_seen}
+        if rank > 0:
+            train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints.save(trainer.checkpoint(), Path(folder))
+            train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
+
+    def report(step: StepReport) -> None:
+        if rank == 0:
+            say(("step", dataclasses.asdict(step)))
+
+    read: Counter[str] = Counter()
+    trainer = run_stage(
+        order.stage,  # type: ignore[arg-type]
+        order.run_config(),
+        order.fetch(),
+        save=save,
+        report=report,
+        resume=_latest(train.get_checkpoint()),
+        rank=Rank(rank=rank, world=world, device=device, wrap=_wrap(world), agree=_agree(world)),
+        consumed=lambda batch: read.update(batch.keys),
+    )
+    assert trainer.step == trainer.steps
+    say(("read", {"rank": rank, "samples": read.total(), "distinct": len(read)}))
+
+
+def run_trial(weights: dict[str, float], settings: dict[str, Any]) -> None:
+    """The function that Ray Tune runs for one trial: a short stage two, then its score.
+
+    Args:
+        weights: loss weight of each group.
+        settings: `order` of stage two, whose config already has the trial's length.
+    """
+    from ray import tune
+
+    from sdn.evaluation import validation_score
+
+    order = StageOrder(**settings["order"])
+    torch.set_num_threads(order.threads)
+    config = order.run_config()
+    stage = dataclasses.replace(config.stage_two, weights=LossWeights(**weights))
+    inputs = order.fetch()
+    trainer = run_stage(
+        "stage_two",
+        dataclasses.replace(config, stage_two=stage),
+        inputs,
+        save=lambda trainer: None,
+        report=lambda step: None,
+    )
+    tune.report(
+        {
+            "score": validation_score(config, inputs, trainer.weights()),
+            "images_seen": trainer.images_seen,
+        }
+    )
+
+
+def _latest(found: Any) -> checkpoints.Checkpoint | None:
+    """The checkpoint from which Ray resumes this run, verified."""
+    if found is None:
+        return None
+    with found.as_directory() as folder:
+        return checkpoints.load(Path(folder))
+
+
+def _wrap(world: int) -> Callable[[nn.Module], nn.Module]:
+    """Distributed data parallel where there is more than one rank."""
+    if world == 1:
+        return lambda module: module
+    from torch.nn.parallel import DistributedDataParallel
+
+    return lambda module: DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def _agree(world: int) -> Callable[[str], str]:
+    """Every rank gets rank 0's value: ranks must not measure different precisions."""
+    if world == 1:
+        return lambda value: value
+
+    def agree(value: str) -> str:
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    return agree
+
+
+def _speaker(points: Any) -> Callable[[tuple[str, dict[str, Any]]], None]:
+    """Send to the driver without ever waiting for it: its absence must not stop training."""
+    from ray.exceptions import RayError
+
+    def say(item: tuple[str, dict[str, Any]]) -> None:
+        try:
+            points.actor.put_nowait.remote(item)
+        except RayError:
+            return
+
+    return say
