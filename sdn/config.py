@@ -84,7 +84,7 @@ class TeacherConfig:
     """File or URL in torchvision's layout (.pth or .safetensors); None fits the teacher on the
     training split's own labels."""
     sha256: str | None = None
-    """Expected digest of the weight file; needed for a URL."""
+    """Expected digest of the weight file or its beginning, at least 8 digits; needed for a URL."""
     epochs: int = 8
     """Passes over the training split when the teacher is fitted."""
     batch: int = 64
@@ -99,6 +99,10 @@ class TeacherConfig:
         _require(self.epochs > 0, f"teacher.epochs must be > 0, not {self.epochs}")
         _require(self.batch > 1, f"teacher.batch must be > 1 (batch norm), not {self.batch}")
         _require(self.rate > 0, f"teacher.rate must be > 0, not {self.rate}")
+        _require(
+            self.sha256 is None or len(self.sha256) >= 8,
+            f"teacher.sha256 must have at least 8 hexadecimal digits, not {self.sha256}",
+        )
         _require(
             self.weights is None or "://" not in self.weights or self.sha256 is not None,
             f"teacher.sha256 is needed when teacher.weights is a URL ({self.weights})",
