@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 from sdn.config import (
     CaptionConfig,
     DataConfig,
+    EvaluationConfig,
     LossWeights,
     RunConfig,
     SearchConfig,
@@ -12,6 +17,8 @@ from sdn.config import (
     StudentConfig,
     TeacherConfig,
 )
+
+C = TypeVar("C")
 
 
 def openmoji() -> RunConfig:
