@@ -66,7 +66,6 @@ def train_stage(
     *,
     name: str,
     workers: int,
-    settings: Settings,
     listen: Callable[[str, dict[str, Any]], None],
 ) -> checkpoints.Checkpoint:
     """Run one distillation stage as a Ray Train job; the same name resumes an interrupted one.
@@ -75,7 +74,6 @@ def train_stage(
         order: what to train.
         name: the stage's short key: Ray's run name.
         workers: processes.
-        settings: where Ray and its storage are.
         listen: receives ("worker" | "step" | "read", values) while the stage runs.
 
     Returns:

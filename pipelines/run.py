@@ -1,0 +1,111 @@
+"""One run of the pipeline: which recipe, with which changes, in which store."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipelines.settings import Settings
+from pipelines.store import Store, open_store
+from sdn.config import RunConfig, with_overrides
+from sdn.recipes import recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipelines.stage import Stage
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a person asked for; plain values, so that it can travel to a worker."""
+
+    recipe: str
+    overrides: dict[str, str] = field(default_factory=dict)
+    store: str | None = None
+    """Overrides `Settings.store`."""
+
+    def open(self, progress: Callable[[str, float, str], None] | None = None) -> Run:
+        """The run, with its config resolved and its store known.
+
+        Raises:
+            ValueError: unknown recipe or key, or a config that cannot work.
+            StoreError: the store cannot be used.
+        """
+        settings = Settings()
+        if self.store is not None:
+            settings = settings.model_copy(update={"store": self.store})
+        return Run(
+            spec=self,
+            config=with_overrides(recipe(self.recipe), self.overrides),
+            settings=settings,
+            progress=progress or (lambda stage, share, text: None),
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run."""
+
+    spec: RunSpec
+    config: RunConfig
+    settings: Settings
+    progress: Callable[[str, float, str], None]
+    """Called with (stage, share done 0..1, text) while a stage works."""
+
+    @cached_property
+    def store(self) -> Store:
+        """Where results lie."""
+        return open_store(self.settings.store, self.settings.cache, self.settings.s3_endpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A finished stage."""
+
+    name: str
+    key: str
+    folder: str
+    """In the store."""
+    result: dict[str, Any]
+    """What the stage says of itself; JSON values."""
+    seconds: float
+    """It took this long; in this run if `fresh`."""
+    fresh: bool
+    """False where an earlier run had done the work."""
+
+
+def perform(run: Run, stage: Stage, work: Callable[[Path], dict[str, Any]]) -> Done:
+    """Do a stage's work unless the store has its result; a result is whole or absent.
+
+    Args:
+        run: the run.
+        stage: names key and folder.
+        work: builds the result in a local folder and says what it is, in JSON values. Called again
+            on the same folder if it was interrupted.
+    """
+    found = run.store.done(stage.folder)
+    fresh = found is None
+    if found is None:
+        began = time.monotonic()
+        result = work(run.store.workspace(stage.folder))
+        found = {
+            "stage": stage.name,
+            "key": stage.key,
+            "config": stage.config,
+            "inputs": stage.inputs,
+            "result": result,
+            "seconds": round(time.monotonic() - began, 2),
+        }
+        run.store.publish(stage.folder, found)
+    return Done(
+        name=stage.name,
+        key=stage.key,
+        folder=stage.folder,
+        result=found["result"],
+        seconds=found["seconds"],
+        fresh=fresh,
+    )

