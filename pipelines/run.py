@@ -78,20 +78,24 @@ class Done:
     """False where an earlier run had done the work."""
 
 
-def perform(run: Run, stage: Stage, work: Callable[[Path], dict[str, Any]]) -> Done:
-    """Do a stage's work unless the store has its result; a result is whole or absent.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A stage and how to do it."""
 
-    Args:
-        run: the run.
-        stage: names key and folder.
-        work: builds the result in a local folder and says what it is, in JSON values. Called again
-            on the same folder if it was interrupted.
-    """
+    stage: Stage
+    work: Callable[[Path], dict[str, Any]]
+    """Builds the result in a local folder and says what it is, in JSON values. Called again on the
+    same folder if it was interrupted."""
+
+
+def perform(run: Run, job: Job) -> Done:
+    """Do a stage's work unless the store has its result; a result is whole or absent."""
+    stage = job.stage
     found = run.store.done(stage.folder)
     fresh = found is None
     if found is None:
         began = time.monotonic()
-        result = work(run.store.workspace(stage.folder))
+        result = job.work(run.store.workspace(stage.folder))
         found = {
             "stage": stage.name,
             "key": stage.key,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.launch import choose_weights, cores, ray_session, search_weights, train_stage
 from pipelines.points import PointLog
-from pipelines.run import Done, Run, perform
+from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage
 from pipelines.worker import StageOrder
 from sdn.config import LossWeights, to_dict
@@ -18,10 +18,8 @@ from sdn.config import LossWeights, to_dict
 if TYPE_CHECKING:
     from sdn.config import RunConfig, StageConfig
 
-SHEET, SCORES, REPORT = "contact-sheet.png", "scores.json", "report.html"
 
-
-def prepare(run: Run) -> Done:
+def prepare(run: Run) -> Job:
     """Captioned images become shards, an index and a manifest."""
     from sdn.data.manifest import MANIFEST, load_manifest
     from sdn.data.shards import write_dataset
@@ -47,7 +45,7 @@ def prepare(run: Run) -> Done:
             "attribution": manifest.attribution,
         }
 
-    return perform(run, prepare_stage(run.config), work)
+    return Job(stage=prepare_stage(run.config), work=work)
 
 
 def prepare_stage(config: RunConfig) -> Stage:
@@ -85,7 +83,7 @@ def source_fingerprint(source: str, path: str | None) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def teacher(run: Run, data: Done) -> Done:
+def teacher(run: Run, data: Done) -> Job:
     """The frozen classifier: pretrained weights, or fitted on the training split's labels."""
     config = run.config.teacher
     inputs = {"data": data.result["manifest"]}
@@ -109,10 +107,10 @@ def teacher(run: Run, data: Done) -> Done:
             report=lambda share, text: run.progress("teacher", share, text),
         )
 
-    return perform(run, stage, work)
+    return Job(stage=stage, work=work)
 
 
-def captions(run: Run, data: Done, taught: Done) -> Done:
+def captions(run: Run, data: Done, taught: Done) -> Job:
     """The caption encoder, trained against teacher features and frozen."""
     stage = Stage(
         name="captions",
@@ -132,7 +130,7 @@ def captions(run: Run, data: Done, taught: Done) -> Done:
             report=lambda share, text: run.progress("captions", share, text),
         )
 
-    return perform(run, stage, work)
+    return Job(stage=stage, work=work)
 
 
 def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str, str]) -> Stage:
@@ -162,9 +160,7 @@ def _order(
     )
 
 
-def distil(
-    run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | None = None
-) -> Done:
+def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | None = None) -> Job:
     """Stage one or stage two of the student, on Ray Train.
 
     Args:
@@ -215,10 +211,10 @@ def distil(
             "workers": workers,
         }
 
-    return perform(run, stage, work)
+    return Job(stage=stage, work=work)
 
 
-def search(run: Run, inputs: dict[str, Done]) -> Done:
+def search(run: Run, inputs: dict[str, Done]) -> Job:
     """Short trials of stage two with other loss weights, ranked on validation captions."""
     config = run.config
     stage = _distillation_stage(run, "search", config.stage_two, _keys(inputs))
@@ -254,10 +250,10 @@ def search(run: Run, inputs: dict[str, Done]) -> Done:
         (folder / "trials.json").write_text(json.dumps(trials, indent=2))
         return {"weights": to_dict(weights), "trials": trials, "best": best}
 
-    return perform(run, stage, work)
+    return Job(stage=stage, work=work)
 
 
-def evaluate(run: Run, inputs: dict[str, Done], models: dict[str, Done]) -> Done:
+def evaluate(run: Run, inputs: dict[str, Done], models: dict[str, Done]) -> Job:
     """Scores, contact sheet and report on the test split."""
     stage = Stage(
         name="evaluate",
@@ -270,7 +266,7 @@ def evaluate(run: Run, inputs: dict[str, Done], models: dict[str, Done]) -> Done
 
         return write_evaluation(run, folder, inputs, models, stage)
 
-    return perform(run, stage, work)
+    return Job(stage=stage, work=work)
 
 
 def _keys(inputs: dict[str, Done]) -> dict[str, str]:

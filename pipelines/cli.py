@@ -1,0 +1,270 @@
+"""One command, `sdn`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(
+    name="sdn",
+    help="Text-to-image by Symmetrical Distillation Networks: train, evaluate, register, generate.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="Folder or s3://bucket/prefix [default: SDN_STORE, else runs]"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change of the config; may be repeated."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
+]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="See `sdn recipes`.")] = "openmoji",
+    store: StoreOption = None,
+    set_: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved config and what would be done.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline; what is done already is not done again."""
+    from pipelines.console import Display
+
+    with _errors():
+        _quiet()
+        from pipelines.flows.pipeline import parse_overrides, pipeline
+        from pipelines.run import RunSpec
+
+        spec = RunSpec(recipe, parse_overrides(set_ or []), store)
+        opened = spec.open()
+        display = Display(to_stderr=as_json)
+        if dry_run:
+            _answer(display.plan(opened), as_json=as_json)
+            return
+        opened.store.check()
+        from pipelines.flows.stages import terminal
+
+        with display.progress() as progress:
+            token = terminal.set(progress)
+            try:
+                found = pipeline(recipe=recipe, store=store, changes=set_ or [])
+            finally:
+                terminal.reset(token)
+        display.result(found)
+        _answer(found, as_json=as_json)
+
+
+@app.command()
+def recipes(*, as_json: JsonOption = False) -> None:
+    """The named runs there are."""
+    from sdn.recipes import RECIPES
+
+    found = {name: " ".join((make.__doc__ or "").split()) for name, make in RECIPES.items()}
+    if not as_json:
+        _table(("recipe", "what it is"), list(found.items()))
+    _answer(found, as_json=as_json)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="Name of a source, such as folder or openmoji.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the data set.")],
+    path: Annotated[str | None, typer.Argument(help="Where the source lies.")] = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn captioned images into WebDataset shards with index and manifest."""
+    with _errors():
+        from pipelines.flows.pipeline import parse_overrides
+        from sdn.config import DataConfig, with_overrides
+        from sdn.data.shards import write_dataset
+        from sdn.data.sources import attribution, read_source
+
+        config = with_overrides(DataConfig(source=source, path=path), parse_overrides(set_ or []))
+        manifest = write_dataset(
+            read_source(config), out, config, attribution=attribution(source), report=_counting
+        )
+        samples = {split: manifest.samples(split) for split in manifest.splits}
+        rows = [
+            *((f"{split} samples", str(n)) for split, n in samples.items()),
+            *((f"excluded: {reason}", str(n)) for reason, n in manifest.exclusions.items()),
+            ("dead letters", str(manifest.dead_letters)),
+            ("manifest", manifest.digest),
+        ]
+        if not as_json:
+            _table(("data set", str(out)), rows)
+        found = {
+            "folder": str(out),
+            "manifest": manifest.digest,
+            "samples": samples,
+            "exclusions": manifest.exclusions,
+            "dead_letters": manifest.dead_letters,
+        }
+        _answer(found, as_json=as_json)
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="Folder of a prepared data set.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte of a data set; exit 1 with the list of damages."""
+    with _errors():
+        from sdn.data.verification import verify as find_damages
+
+        damages = find_damages(Path(uri))
+        if not as_json:
+            for damage in damages:
+                _say(f"damaged: {damage}")
+            _say(f"{uri}: {len(damages)} damages" if damages else f"{uri}: whole")
+        _answer({"uri": uri, "damages": damages}, as_json=as_json)
+        if damages:
+            raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    captions: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="models:/NAME@champion, models:/NAME/VERSION or a model folder "
+            "[default: the champion registered last]",
+        ),
+    ] = None,
+    store: StoreOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="PNG file, or folder for several captions.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", help="For models with noise; kept with the image.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw an image of each caption with the champion of the registry, or another model."""
+    with _errors():
+        from pipelines.generation import draw, find_model, write_images
+
+        _quiet()
+        folder, name = find_model(model, store)
+        images = write_images(draw(folder, captions), captions, out, model=name, seed=seed)
+        if not as_json:
+            for caption, path in zip(captions, images, strict=True):
+                _say(f"{path}: {caption} ({name})")
+        _answer({"model": name, "images": [str(path) for path in images]}, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="As for generate; its data set and teacher are used."),
+    ] = None,
+    recipe: Annotated[str, typer.Argument(help="Recipe whose run is evaluated.")] = "openmoji",
+    store: StoreOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on the test captions of a recipe's data set, baselines beside it."""
+    with _errors():
+        _quiet()
+        from pipelines.console import Display
+        from pipelines.flows.pipeline import parse_overrides
+        from pipelines.generation import score_model
+        from pipelines.run import RunSpec
+
+        opened = RunSpec(recipe, parse_overrides(set_ or []), store).open()
+        found = score_model(opened, model)
+        if not as_json:
+            Display(to_stderr=False).scores(found["scores"], found["captions"])
+        _answer(found, as_json=as_json)
+
+
+@app.command()
+def doctor(store: StoreOption = None, *, as_json: JsonOption = False) -> None:
+    """What is installed, which device, which servers answer, what is missing and what to do."""
+    with _errors():
+        _quiet()
+        from pipelines.diagnosis import diagnose
+
+        checks = diagnose(store)
+        if not as_json:
+            _table(
+                ("", "what", "found", "what to do"),
+                [("ok" if c.ok else "!!", c.what, c.found, c.remedy) for c in checks],
+            )
+        _answer({"checks": [c.as_dict() for c in checks]}, as_json=as_json)
+        if not all(c.ok for c in checks):
+            raise typer.Exit(1)
+
+
+def _quiet() -> None:
+    """Embedded parts stay silent and ask nobody outside; anything set already is kept."""
+    for name, value in {
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """An expected error is one clear line and exit 1, not a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        if os.environ.get("SDN_TRACEBACK"):
+            raise
+        _say(f"error: {error}", error=True)
+        raise typer.Exit(1) from error
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    typer.echo(text, err=error)
+
+
+def _counting(count: int) -> None:
+    if sys.stderr.isatty():
+        typer.echo(f"\r{count} records", nl=False, err=True)
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _answer(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found))
+
+
+if __name__ == "__main__":
+    app()

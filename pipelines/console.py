@@ -1,0 +1,109 @@
+"""What a person sees in the terminal."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines.report import COLUMNS, table_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pipelines.run import Run
+
+
+class Display:
+    """Progress and results on one console."""
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        self.console = Console(stderr=to_stderr, soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, float, str], None]]:
+        """A bar a stage; yields the function to call with (stage, share, text)."""
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=2) as bars:
+            tasks: dict[str, Any] = {}
+
+            def show(stage: str, share: float, text: str) -> None:
+                for name, task in tasks.items():
+                    if name != stage and not bars.tasks[task].finished:
+                        bars.update(task, completed=1.0)
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage.replace("_", " "), total=1.0, text="")
+                bars.update(tasks[stage], completed=min(share, 1.0), text=text)
+
+            yield show
+
+    def stages(self, stages: Mapping[str, dict[str, Any]], total_s: float) -> None:
+        """Each stage, its share of the time, and where its result lies."""
+        table = Table(title="Stages")
+        for heading in ("stage", "seconds", "share", "", "result in the store"):
+            table.add_column(
+                heading, justify="right" if heading in ("seconds", "share") else "left"
+            )
+        rest = total_s
+        for name, done in stages.items():
+            seconds = done["seconds"] if done["fresh"] else 0.0
+            rest -= seconds
+            table.add_row(
+                name.replace("_", " "),
+                f"{seconds:.1f}",
+                f"{seconds / max(total_s, 1e-9):.0%}",
+                "" if done["fresh"] else "already done",
+                done["folder"],
+            )
+        table.add_row("start, tracking", f"{rest:.1f}", f"{rest / max(total_s, 1e-9):.0%}", "", "")
+        self.console.print(table)
+
+    def scores(self, scores: dict[str, dict[str, Any]], captions: int) -> None:
+        """The scores of each row, with what would be scored without a model beside them."""
+        table = Table(title=f"Scores on {captions} test captions")
+        table.add_column("")
+        for heading in COLUMNS.values():
+            table.add_column(heading, justify="right")
+        for name, cells in table_rows(scores):
+            table.add_row(name, *cells)
+        self.console.print(table)
+
+    def plan(self, run: Run) -> dict[str, Any]:
+        """The resolved config, and whether the first stage would do any work."""
+        from pipelines.work import prepare_stage
+        from sdn.config import to_dict
+
+        config = to_dict(run.config)
+        stage = prepare_stage(run.config)
+        done = run.store.done(stage.folder) is not None
+        self.console.print_json(data=config)
+        self.console.print(f"store: {run.store.uri}")
+        state = "already done" if done else "would be made"
+        self.console.print(f"data set {stage.folder}: {state}; nothing was changed")
+        return {"config": config, "store": run.store.uri, "prepared": done}
+
+    def result(self, found: dict[str, Any]) -> None:
+        """The end of a run: stages, scores, where everything is and what to do next."""
+        self.stages(found["stages"], found["seconds"])
+        self.scores(found["scores"], found["captions"])
+        model = found["model"]
+        say = self.console.print
+        if found["nothing_to_do"]:
+            say("nothing to do: every stage was done already")
+        say(f"top 1 on unseen compositions: {found['headline']:.1%}")
+        role = "champion" if model["champion"] else "challenger"
+        say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")
+        say(f"contact sheet: {found['contact_sheet']}")
+        say(f"report: {found['report']}")
+        say(f"runs and models: mlflow ui --backend-store-uri {found['tracking_uri']}")
+        say("flows: prefect server start")
+        say(f'generate: sdn generate "{found["example"]}"{found["store_option"]}')

@@ -1,0 +1,1 @@
+"""Prefect flows: thin tasks, flows that read as a table of contents."""

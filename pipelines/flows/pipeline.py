@@ -1,0 +1,164 @@
+"""The whole chain: captioned images in, a registered text-to-image model out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
+
+from pipelines import work
+from pipelines.flows.stages import Progress, Tracked, do
+from pipelines.release import example_caption, release
+from pipelines.run import Done, Run, RunSpec
+from pipelines.stage import Stage
+from pipelines.tracking import Tracker, never_raising, tracking_uri
+from sdn.config import LossWeights, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RecipeName = Literal["openmoji", "tiny", "folder", "cub", "release-cub"]
+
+
+def parse_overrides(changes: list[str]) -> dict[str, str]:
+    """`["stage_two.epochs=3"]` as a table.
+
+    Raises:
+        ValueError: an entry without `=`.
+    """
+    found = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"expected key=value, not {change!r}; for example stage_two.epochs=3")
+        found[key.strip()] = value.strip()
+    return found
+
+
+@flow(name="sdn-pipeline", description=__doc__)
+def pipeline(
+    recipe: Annotated[RecipeName, Field(description="Named run to start from.")] = "openmoji",
+    store: Annotated[
+        str | None,
+        Field(description="Folder or s3://bucket/prefix for all results; empty: the default."),
+    ] = None,
+    changes: Annotated[list[str], Field(description="Changes to the recipe, each key=value.")] = [],  # noqa: B006 (Prefect reads the default; it is never changed)
+) -> dict[str, Any]:
+    """Prepare, teacher, captions, stage one, search, stage two, evaluate, register."""
+    began = time.monotonic()
+    run = RunSpec(recipe, parse_overrides(changes), store).open(Progress())
+    show_config(run)
+    run.store.check()
+    tracker = Tracker(run.settings, run.config.name)
+
+    data = do(run, work.prepare(run))
+    tracked = Tracked(tracker, parent_run(run, tracker, data))
+    tracked.finished(data, run.store.fetch(data.folder))
+    taught = do(run, work.teacher(run, data), tracked)
+    encoder = do(run, work.captions(run, data, taught), tracked)
+    inputs = {"data": data, "teacher": taught, "captions": encoder}
+    one = do(run, work.distil(run, "stage_one", inputs), tracked)
+    started = inputs | {"start": one}
+    searched = do(run, work.search(run, started), tracked)
+    weights = from_dict(LossWeights, searched.result["weights"])
+    two = do(run, work.distil(run, "stage_two", started, weights), tracked)
+    models = {"stage_one": one, "stage_two": two}
+    scored = do(run, work.evaluate(run, inputs, models), tracked)
+    stages = {done.name: done for done in (data, taught, encoder, one, searched, two, scored)}
+    registered = release(run, tracker, tracked.parent, stages)
+
+    folder = run.store.fetch(scored.folder)
+    show_result(folder, scored, registered)
+    return summary(run, folder, stages, registered, time.monotonic() - began)
+
+
+def show_config(run: Run) -> None:
+    """The resolved config, the first artifact of a run."""
+    text = json.dumps(to_dict(run.config), indent=2)
+    with never_raising("Prefect's artifact of the config"):
+        create_markdown_artifact(
+            f"```json\n{text}\n```\n\nStore: `{run.store.uri}`", key="resolved-config"
+        )
+
+
+def parent_run(run: Run, tracker: Tracker, data: Done) -> str | None:
+    """MLflow's parent run of this config on this data; None where MLflow cannot be reached."""
+    config = to_dict(run.config)
+    key = Stage(name="run", config=config, inputs={"data": data.result["manifest"]}).key
+    with never_raising("the run"):
+        parent = tracker.run(run.config.name, key)
+        tracker.log(parent, params=_flat(config), tags={"sdn.manifest": data.result["manifest"]})
+        tracker.text(parent, json.dumps(config, indent=2), "config.json")
+        return parent
+    return None
+
+
+def show_result(folder: Path, scored: Done, registered: dict[str, Any]) -> None:
+    """Contact sheet and scores as a Prefect artifact."""
+    from pipelines.report import COLUMNS, SHEET, table_rows
+
+    picture = base64.b64encode((folder / SHEET).read_bytes()).decode()
+    lines = [
+        f"# {registered['name']} version {registered['version']}",
+        f"Top 1 on unseen compositions: **{scored.result['headline']:.1%}**. "
+        f"{registered['reason']}",
+        "",
+        "| | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|" + "---:|" * len(COLUMNS),
+        *(
+            f"| {name} | {' | '.join(cells)} |"
+            for name, cells in table_rows(scored.result["scores"])
+        ),
+        "",
+        f"![contact sheet](data:image/png;base64,{picture})",
+    ]
+    with never_raising("Prefect's artifact of the result"):
+        create_markdown_artifact("\n".join(lines), key="result")
+
+
+def summary(
+    run: Run, folder: Path, stages: dict[str, Done], registered: dict[str, Any], total_s: float
+) -> dict[str, Any]:
+    """What the flow returns; JSON values."""
+    from pipelines.report import REPORT, SHEET
+
+    return {
+        "recipe": run.config.name,
+        "store": run.store.uri,
+        "model": registered,
+        "tracking_uri": tracking_uri(run.settings),
+        "example": example_caption(run.config),
+        "store_option": f" --store {run.spec.store}" if run.spec.store else "",
+        "headline": stages["evaluate"].result["headline"],
+        "captions": stages["evaluate"].result["captions"],
+        "scores": stages["evaluate"].result["scores"],
+        "contact_sheet": str(folder / SHEET),
+        "report": str(folder / REPORT),
+        "seconds": round(total_s, 1),
+        "nothing_to_do": not any(done.fresh for done in stages.values()),
+        "stages": {
+            name: {
+                "key": done.key,
+                "folder": done.folder,
+                "seconds": done.seconds,
+                "fresh": done.fresh,
+                "result": done.result if name != "evaluate" else None,
+            }
+            for name, done in stages.items()
+        },
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

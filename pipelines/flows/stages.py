@@ -1,0 +1,151 @@
+"""How a flow does a stage: once for each key, tracked, with its progress shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+
+from pipelines.run import Done, Job, Run, perform
+from pipelines.tracking import never_raising
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from uuid import UUID
+
+    from pipelines.tracking import Tracker
+
+terminal: ContextVar[Callable[[str, float, str], None] | None] = ContextVar(
+    "terminal", default=None
+)
+"""Where the command line wants to see progress; None in a worker."""
+
+_SYNC_EVERY_S = 5.0
+
+
+def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
+    """Do a stage as a Prefect task whose cache key is the stage's key.
+
+    The store decides whether the work is done; where it is, Prefect's cached result serves.
+    """
+    stage = job.stage
+    done_before = run.store.done(stage.folder) is not None
+
+    @task(
+        name=stage.name,
+        task_run_name=stage.short,
+        cache_key_fn=lambda *_: stage.key,
+        refresh_cache=not done_before,
+        persist_result=True,
+    )
+    def work(key: str) -> Done:
+        get_run_logger().info("stage %s, key %s", stage.name, key)
+        return perform(run, job)
+
+    live = tracked is not None and not done_before
+    with tracked.mirroring(job, run.store.workspace(stage.folder)) if live else _nothing():
+        done = dataclasses.replace(work(stage.key), fresh=not done_before)
+    if tracked is not None:
+        tracked.finished(done, run.store.fetch(stage.folder))
+    return done
+
+
+class Tracked:
+    """Mirrors stages into MLflow as nested runs of one parent."""
+
+    def __init__(self, tracker: Tracker, parent: str | None) -> None:
+        self.tracker, self.parent = tracker, parent
+
+    @contextmanager
+    def mirroring(self, job: Job, folder: Path) -> Iterator[None]:
+        """While the stage works, its points go to MLflow every few seconds."""
+        over = threading.Event()
+
+        def mirror() -> None:
+            while not over.wait(_SYNC_EVERY_S):
+                if (folder / "points.jsonl").exists():
+                    with never_raising(f"points of {job.stage.name}"):
+                        self.tracker.points(self._run(job.stage.name, job.stage.key), folder)
+
+        thread = threading.Thread(target=mirror, name="mlflow", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(timeout=60)
+
+    def finished(self, done: Done, folder: Path) -> None:
+        """A nested run of a finished stage, once: points, numbers of its result, its trials."""
+        if not done.fresh:
+            return
+        with never_raising(f"run of {done.name}"):
+            run = self._run(done.name, done.key)
+            self.tracker.points(run, folder)
+            self.tracker.log(
+                run,
+                metrics={"seconds": done.seconds} | _numbers(done.result),
+                tags={"sdn.folder": done.folder},
+            )
+            for number, trial in enumerate(done.result.get("trials", [])):
+                self._trial(run, f"{done.key}-{number}", number, trial)
+            self.tracker.finish(run)
+
+    def _trial(self, parent: str, key: str, number: int, trial: dict[str, Any]) -> None:
+        run = self.tracker.run(f"trial {number}", key, parent)
+        score = {} if trial["score"] is None else {"score": trial["score"]}
+        tags = {"error": trial["error"]} if trial["error"] else {}
+        self.tracker.log(run, params=trial["weights"], metrics=score, tags=tags)
+        self.tracker.finish(run, "FINISHED" if trial["score"] is not None else "FAILED")
+
+    def _run(self, name: str, key: str) -> str:
+        return self.tracker.run(name, key, self.parent)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _numbers(result: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """All numbers of a nested result under names that MLflow takes."""
+    found: dict[str, float] = {}
+    for key, value in result.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found["".join(c if c.isalnum() or c in "_-./ " else "-" for c in name)] = float(value)
+    return found
+
+
+class Progress:
+    """Progress of stages: in the terminal that started the flow, and as Prefect artifacts."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, tuple[UUID, float]] = {}
+
+    def __call__(self, stage: str, share: float, text: str) -> None:
+        """See `pipelines.run.Run.progress`."""
+        show = terminal.get()
+        if show is not None:
+            show(stage, share, text)
+        now = time.monotonic()
+        artifact, last = self._shown.get(stage, (None, 0.0))
+        if artifact is not None and now - last < _SYNC_EVERY_S and share < 1:
+            return
+        with never_raising("Prefect's progress"):
+            if artifact is None:
+                key = f"progress-{stage.replace('_', '-')}"
+                artifact = create_progress_artifact(100 * share, key=key, description=text)
+            else:
+                update_progress_artifact(artifact, 100 * share, description=text)
+            self._shown[stage] = (artifact, now)
