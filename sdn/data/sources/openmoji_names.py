@@ -30,8 +30,16 @@ _PERSONS = {
 _GROUPS = ("family", "kiss", "couple with heart")
 """Names followed by the people in the picture."""
 _GENDER_WORDS = re.compile(
-    r"\b(?:woman and man|man|woman|person|men|women|people|boy|girl|adult|child)\b(?![’'-]) ?"
+    r"\b(?:woman and man|man|woman|person|men|women|people|boy|girl|adult|child)\b(?![\u2019'-]) ?"
 )
+_RESPELLED = {
+    "Congo-Brazzaville": "Congo - Brazzaville",
+    "Congo-Kinshasa": "Congo - Kinshasa",
+    "St. Helena Ascension & Tristan da Cunha": "St. Helena, Ascension & Tristan da Cunha",
+}
+"""Names whose blanks or commas the package drops -> as CLDR writes them."""
+_QUOTED = re.compile(r"Japanese (.+) button")
+_KEYCAP_TEN = 0x1F51F
 _NEUTRAL = {
     "mermaid": ("merperson", "woman"),
     "merman": ("merperson", "man"),
@@ -78,10 +86,10 @@ def name_of(hexcode: str) -> Named | str:
     if len(points) == 1 and (tones or points[0] in range(0x1F9B0, 0x1F9B4)):
         # A swatch of a tone or a piece of hair: the name is the whole caption.
         return _named(text, concept="swatch", tone=", ".join(tones) or "none", hair=hair)
-    plain = " ".join(_TONE_WORDS.sub("", text).split())
+    plain = _respelled(" ".join(_TONE_WORDS.sub("", text).split()))
     if _is_flag(points):
         return _named(f"flag: {plain}", concept=f"flag: {plain}")
-    if 0x20E3 in points:
+    if 0x20E3 in points or points == [_KEYCAP_TEN]:
         return _named(f"keycap: {plain.removeprefix('keycap ')}", concept="keycap")
     head, people = _people(plain)
     head, hair_detail = _hair(head, hair)
@@ -109,6 +117,11 @@ def _known_names() -> dict[str, str]:
 
     data: dict[str, dict[str, Any]] = emoji.EMOJI_DATA
     return {found: entry["en"].strip(":").replace("_", " ") for found, entry in data.items()}
+
+
+def _respelled(plain: str) -> str:
+    """The name with CLDR's own punctuation."""
+    return _RESPELLED.get(plain) or _QUOTED.sub("Japanese \u201c\\1\u201d button", plain)
 
 
 def _reason(points: list[int]) -> str:
@@ -155,13 +168,18 @@ def _concept(head: str, points: list[int], people: list[str]) -> tuple[str, str]
     persons = [_PERSONS[p] for p in points if p in _PERSONS]
     words = _GENDER_WORDS.findall(head)
     if not words and not persons:
-        return head, "none"
+        return head, "person" if _has_genders(points[0]) else "none"
     concept = " ".join(_GENDER_WORDS.sub("", head).split()) or head
     gender = {
         "men": "man", "women": "woman", "people": "person", "woman and man": "woman, man",
     }  # fmt: skip
     named = [gender.get(word.strip(), word.strip()) for word in words]
     return concept, (named[0] if named else persons[0])
+
+
+def _has_genders(point: int) -> bool:
+    """Whether a picture without gender, such as the guard, also comes as a man and a woman."""
+    return f"{chr(point)}\u200d\u2642\ufe0f" in _known_names()
 
 
 def _unique_if_equal(tones: list[str]) -> list[str]:
