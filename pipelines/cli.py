@@ -60,8 +60,9 @@ def run(
             return
         opened.store.check()
         from pipelines.flows.stages import terminal
+        from pipelines.orphans import ended_with_this_process
 
-        with display.progress() as progress:
+        with ended_with_this_process(), display.progress() as progress:
             token = terminal.set(progress)
             try:
                 found = pipeline(recipe=recipe, store=store, changes=set_ or [])

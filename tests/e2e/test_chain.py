@@ -1,0 +1,231 @@
+"""The tiny recipe through Prefect, Ray and MLflow: what it does, leaves, and does not do twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import COMMAND
+from PIL import Image
+
+from pipelines.points import POINTS, read_points
+from sdn.data.manifest import load_manifest
+from sdn.taps import blocks_of, taps_of
+
+STAGES = ["prepare", "teacher", "captions", "stage_one", "search", "stage_two", "evaluate"]
+CAPTION = "Santa Claus: dark skin tone"
+
+
+def folder_of(chain, name: str) -> Path:
+    """Local folder of a finished stage."""
+    here, answer = chain
+    return here.store / answer["stages"][name]["folder"]
+
+
+def test_every_stage_ran_in_order(chain):
+    """All stages of the chain ran, each under its own key, and the answer is the last line."""
+    _, answer = chain
+    assert list(answer["stages"]) == STAGES
+    assert all(stage["fresh"] for stage in answer["stages"].values())
+    assert len({stage["key"] for stage in answer["stages"].values()}) == len(STAGES)
+    assert Path(answer["report"]).is_file()
+    assert Image.open(answer["contact_sheet"]).width > 300
+
+
+@pytest.mark.parametrize("name", ["stage_one", "stage_two"])
+def test_both_stages_ran_on_two_ray_workers_that_read_every_sample(chain, name):
+    """Two processes took part, and together consumed each training sample once an epoch."""
+    _, answer = chain
+    said = answer["stages"][name]["result"]["workers"]
+    ranks = {w["rank"]: w["pid"] for w in said if w["kind"] == "worker"}
+    assert sorted(ranks) == [0, 1]
+    assert len(set(ranks.values()) | {os.getpid()}) == 3
+    samples = load_manifest(folder_of(chain, "prepare")).samples("train")
+    read = {w["rank"]: w for w in said if w["kind"] == "read"}
+    epochs = {"stage_one": 3, "stage_two": 4}[name]
+    assert sum(w["samples"] for w in read.values()) == epochs * samples
+    assert answer["stages"][name]["result"]["images_seen"] == epochs * samples
+    assert all(0 < w["distinct"] <= samples for w in read.values())
+
+
+def test_stage_two_used_the_weights_of_the_best_trial(chain):
+    """The search's trials differ, and stage two was trained with the best one's weights."""
+    _, answer = chain
+    search = answer["stages"]["search"]["result"]
+    trials = search["trials"]
+    assert len(trials) == 2
+    assert trials[0]["weights"] != trials[1]["weights"]
+    best = max(trials, key=lambda trial: trial["score"])
+    best = trials[0] if best["score"] == trials[0]["score"] else best
+    used = answer["stages"]["stage_two"]["result"]["weights"]
+    assert {k: used[k] for k in best["weights"]} == best["weights"]
+    assert trials[search["best"]] == best
+
+
+def test_every_term_is_logged_under_its_own_name(chain):
+    """Each stage's points hold all taps of the teacher and the total."""
+    expected = {f"loss/{tap.name}" for tap in taps_of(blocks_of("vgg11", 0.125))} | {"loss/total"}
+    for name in ("stage_one", "stage_two"):
+        points = list(read_points(folder_of(chain, name)))
+        assert points
+        assert all(set(point["losses"]) == expected for point in points)
+
+
+def test_a_second_run_does_nothing(chain):
+    """The same command again finds everything done, and says so."""
+    here, answer = chain
+    again = here.run()
+    assert again["nothing_to_do"] is True
+    assert again["model"]["version"] == answer["model"]["version"]
+    assert not any(stage["fresh"] for stage in again["stages"].values())
+    told = here.sdn("run", "tiny", "--store", str(here.store))
+    assert "nothing to do" in told.stdout
+
+
+def test_mlflow_has_the_runs_and_the_model(chain):
+    """One parent run; a nested run a stage and a trial; pictures, config, tags; a champion."""
+    here, answer = chain
+    script = """
+import json, sys, mlflow
+client = mlflow.MlflowClient(sys.argv[1], sys.argv[1])
+experiment = client.get_experiment_by_name("sdn-tiny")
+runs = client.search_runs([experiment.experiment_id])
+version = client.get_model_version_by_alias("sdn-tiny", "champion")
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/sdn-tiny@champion")
+png = model.predict(["Santa Claus: dark skin tone"], params={"seed": 1})[0]
+open(sys.argv[2], "wb").write(png)
+history = {r.data.tags["sdn.name"]: len(client.get_metric_history(r.info.run_id, "loss/total"))
+           for r in runs if r.data.tags["sdn.name"].startswith("stage")}
+print(json.dumps({
+    "runs": [[r.info.run_id, r.data.tags.get("sdn.name"), r.data.tags.get("mlflow.parentRunId"),
+              r.info.status] for r in runs],
+    "params": {r.data.tags["sdn.name"]: len(r.data.params) for r in runs},
+    "artifacts": [f.path for r in runs if r.data.tags["sdn.name"] == "tiny"
+                  for f in client.list_artifacts(r.info.run_id)],
+    "version": version.version, "tags": version.tags, "card": version.description,
+    "history": history, "signature": model.metadata.signature.to_dict()}))
+"""
+    png = here.store.parent / "served.png"
+    done = subprocess.run(
+        [sys.executable, "-c", script, answer["tracking_uri"], str(png)],
+        env=here.env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    (parent,) = [run for run in found["runs"] if run[1] == "tiny"]
+    nested = {run[1]: run for run in found["runs"] if run[1] != "tiny"}
+    assert {*STAGES, "trial 0", "trial 1"} == set(nested)
+    assert {nested[name][2] for name in STAGES} == {parent[0]}
+    assert nested["trial 0"][2] == nested["search"][0]
+    assert {run[3] for run in found["runs"]} == {"FINISHED"}
+    assert found["params"]["tiny"] > 50
+    assert {"config.json", "contact-sheet.png", "report.html"} <= set(found["artifacts"])
+    assert found["history"]["stage_one"] == len(list(read_points(folder_of(chain, "stage_one"))))
+    assert str(found["version"]) == answer["model"]["version"] == "1"
+    for name in STAGES:
+        assert found["tags"][f"sdn.key.{name}"] == answer["stages"][name]["key"]
+    assert "CC BY-SA 4.0" in found["card"]
+    assert "binary" in found["signature"]["outputs"]
+    assert "seed" in found["signature"]["params"]
+    # What the registry's model draws is what `sdn generate` writes.
+    out = here.store.parent / "generated.png"
+    drawn = here.sdn("generate", CAPTION, "--store", str(here.store), "--out", str(out))
+    assert drawn.returncode == 0, drawn.stderr
+    first, second = Image.open(io.BytesIO(png.read_bytes())), Image.open(out)
+    assert first.size == (32, 32)
+    assert first.tobytes() == second.tobytes()
+    assert second.info["sdn:caption"] == CAPTION
+
+
+def test_prefect_has_config_progress_and_contact_sheet(chain):
+    """The flow's artifacts: resolved config first, progress of stages, scores with the sheet."""
+    here, _ = chain
+    script = """
+import asyncio, json
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import ArtifactSort
+async def read():
+    async with get_client() as client:
+        found = await client.read_artifacts(limit=100)
+        return sorted(([a.created.isoformat(), a.key, str(a.data)] for a in found))
+print(json.dumps(asyncio.run(read())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=here.env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found[0][1] == "resolved-config"
+    assert '"global_batch": 16' in found[0][2]
+    keys = {key for _, key, _ in found}
+    assert {"progress-stage-one", "progress-stage-two", "result"} <= keys
+    result = next(data for _, key, data in found if key == "result")
+    assert "data:image/png;base64," in result
+    assert "| stage two |" in result
+
+
+def test_a_killed_run_goes_on_where_it_was(chain):
+    """SIGKILL in the middle of stage two: no process stays, and the same command resumes it."""
+    here, first = chain
+    changes = ["--set", "search.trials=0", "--set", "stage_two.epochs=12"]
+    command = [COMMAND, "run", "tiny", "--store", str(here.store), *changes]
+    with subprocess.Popen(
+        command, env=here.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        points = wait_for_points(here.store, first, process, step=60)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+    before = points.read_text().splitlines()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, f"left over: {alive}"
+    answer = here.run(*changes)
+    # The killed run had already ended its search, which had nothing to compare.
+    fresh = {name for name, stage in answer["stages"].items() if stage["fresh"]}
+    assert fresh == {"stage_two", "evaluate"}
+    steps = [json.loads(line)["step"] for line in points.read_text().splitlines()]
+    resumed = steps[len(before) :]
+    assert resumed[0] > 25, "training began again instead of resuming from its checkpoint"
+    assert resumed[-1] == answer["stages"]["stage_two"]["result"]["steps"]
+
+
+def wait_for_points(store: Path, first, process: subprocess.Popen, step: int) -> Path:
+    """The points of the new stage two, once they have passed `step`."""
+    known = first["stages"]["stage_two"]["folder"]
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        for path in (store / "stages").glob(f"stage_two-*/{POINTS}"):
+            if str(path.parent.relative_to(store)) == known:
+                continue
+            lines = path.read_text().splitlines()
+            if lines and json.loads(lines[-1])["step"] >= step:
+                return path
+        time.sleep(0.2)
+    pytest.fail(f"no point of step {step} within 240 s")
+
+
+def test_damaged_shards_stop_training_with_their_name(chain, tmp_path):
+    """The workers read the tars themselves: a flipped byte in one is found and named."""
+    here, answer = chain
+    tar = next(folder_of(chain, "prepare").glob("train-*.tar"))
+    whole = tar.read_bytes()
+    try:
+        damaged = bytearray(whole)
+        damaged[600] ^= 1
+        tar.write_bytes(damaged)
+        done = here.sdn("run", "tiny", "--store", str(here.store), "--set", "stage_one.seed=7")
+    finally:
+        tar.write_bytes(whole)
+    assert done.returncode == 1
+    assert tar.name in done.stderr
+    assert "Traceback" not in done.stderr
