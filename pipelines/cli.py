@@ -7,12 +7,12 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 app = typer.Typer(
     name="sdn",
@@ -49,7 +49,7 @@ def run(
 
     with _errors():
         _quiet()
-        from pipelines.flows.pipeline import parse_overrides, pipeline
+        from pipelines.flows.pipeline import RecipeName, parse_overrides, pipeline
         from pipelines.run import RunSpec
 
         spec = RunSpec(recipe, parse_overrides(set_ or []), store)
@@ -65,7 +65,7 @@ def run(
         with ended_with_this_process(), display.progress() as progress:
             token = terminal.set(progress)
             try:
-                found = pipeline(recipe=recipe, store=store, changes=set_ or [])
+                found = pipeline(cast("RecipeName", recipe), store, set_ or [])
             finally:
                 terminal.reset(token)
         display.result(found)
@@ -220,7 +220,7 @@ def doctor(store: StoreOption = None, *, as_json: JsonOption = False) -> None:
 def _quiet() -> None:
     """Embedded parts stay silent and ask nobody outside; anything set already is kept."""
     for name, value in {
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
@@ -252,7 +252,7 @@ def _counting(count: int) -> None:
         typer.echo(f"\r{count} records", nl=False, err=True)
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

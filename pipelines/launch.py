@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 from contextlib import contextmanager
@@ -38,22 +39,16 @@ def ray_session(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    embedded = (
-        {}
-        if settings.ray_address
-        else {
-            "num_cpus": cores(settings),
-            "include_dashboard": False,
-            "object_store_memory": 200 * 1024**2,
-        }
-    )
+    here = settings.ray_address is None
     ray.init(
         address=settings.ray_address,
         namespace="sdn",
+        num_cpus=cores(settings) if here else None,
+        include_dashboard=False if here else None,
+        object_store_memory=200 * 1024**2 if here else None,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=False,
-        **embedded,
     )
     try:
         yield
@@ -173,7 +168,9 @@ def search_weights(
         ),
     )
     found = []
-    for result in tuner.fit():
+    results = tuner.fit()
+    for number in range(len(results)):
+        result = results[number]
         weights = defaults | {g: float((result.config or {})[g]) for g in space}
         found.append(
             {
@@ -238,10 +235,16 @@ def _trial_listener(listen: Callable[[str, dict[str, Any]], None]) -> Any:
     from ray.tune import Callback
 
     class Listener(Callback):
-        def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            del iteration, trials, info
             listen("trial", {"config": trial.config, "score": trial.last_result.get("score")})
 
-        def on_trial_error(self, *_: Any, trial: Any, **__: Any) -> None:
+        def on_trial_error(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            del iteration, trials, info
             listen("trial", {"config": trial.config, "score": None})
 
     return Listener()
@@ -250,7 +253,7 @@ def _trial_listener(listen: Callable[[str, dict[str, Any]], None]) -> Any:
 def _cluster_has_gpu() -> bool:
     import ray
 
-    return ray.cluster_resources().get("GPU", 0) > 0
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
 
 
 def _reason(error: BaseException) -> str:
@@ -259,6 +262,6 @@ def _reason(error: BaseException) -> str:
     for inner in worker_errors.values():
         return _reason(inner)
     cause = getattr(error, "cause", None) or error.__cause__
-    return (
-        _reason(cause) if isinstance(cause, BaseException) else f"{type(error).__name__}: {error}"
-    )
+    if isinstance(cause, BaseException):
+        return _reason(cause)
+    return f"{type(error).__name__}: {error}"

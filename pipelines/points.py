@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ class PointLog:
         self._path = folder / POINTS
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> PointLog:
+    def __enter__(self) -> Self:
         self._file = self._path.open("a", encoding="utf-8")
         return self
 

@@ -173,7 +173,8 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
     stage_config: StageConfig = getattr(config, name)
     if weights is not None:
         stage_config = dataclasses.replace(stage_config, weights=weights)
-        config = dataclasses.replace(config, **{name: stage_config})
+        changed: dict[str, Any] = {name: stage_config}
+        config = dataclasses.replace(config, **changed)
     stage = _distillation_stage(run, name, stage_config, _keys(inputs))
 
     def work(folder: Path) -> dict[str, Any]:
@@ -222,8 +223,8 @@ def search(run: Run, inputs: dict[str, Done]) -> Job:
 
     def work(folder: Path) -> dict[str, Any]:
         if config.search.trials < 2:  # nothing to compare
-            weights = to_dict(config.stage_two.weights)
-            return {"weights": weights, "trials": [], "best": None}
+            own = to_dict(config.stage_two.weights)
+            return {"weights": own, "trials": [], "best": None}
         epochs = config.search.images / inputs["data"].result["samples"]["train"]
         short = dataclasses.replace(
             config, stage_two=dataclasses.replace(config.stage_two, epochs=epochs)

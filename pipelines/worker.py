@@ -56,12 +56,13 @@ def train_rank(settings: dict[str, Any]) -> None:
         settings: `order` (fields of a StageOrder) and `points`, the queue to the driver.
     """
     from ray import train
+    from ray.train.torch import get_device
 
     order = StageOrder(**settings["order"])
     torch.set_num_threads(order.threads)
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = train.torch.get_device()
+    device = get_device()
     say = _speaker(settings["points"])
     say(("worker", {"rank": rank, "world": world, "pid": os.getpid(), "device": str(device)}))
 
@@ -94,7 +95,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     say(("read", {"rank": rank, "samples": read.total(), "distinct": len(read)}))
 
 
-def run_trial(weights: dict[str, float], settings: dict[str, Any]) -> None:
+def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
     """The function that Ray Tune runs for one trial: a short stage two, then its score.
 
     Args:

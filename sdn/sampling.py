@@ -11,6 +11,7 @@ from torch import Tensor
 from sdn.captions import CharCnnRnn, SentenceEncoder, check_caption, open_encoder, save_encoder
 from sdn.data.images import to_pixels
 from sdn.student import Student
+from sdn.teacher import channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +83,7 @@ def open_synthesizer(folder: Path) -> Synthesizer:
     student.requires_grad_(requires_grad=False).eval()
     return Synthesizer(
         encoder=open_encoder(folder / ENCODER),
-        student=student.to(memory_format=torch.channels_last),
+        student=channels_last(student),
         resolution=saved["settings"]["resolution"],
         max_chars=saved["max_chars"],
     )

@@ -75,6 +75,7 @@ class Student(nn.Module):
                 released = 0.1 if isinstance(module, nn.Linear) else 0.02
                 deviation = released if init == "release" else math.sqrt(2 / fan_in)
                 nn.init.normal_(module.weight, 0, deviation, generator=generator)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, text: Tensor) -> Taps:
@@ -89,7 +90,7 @@ class Student(nn.Module):
         x = functional.relu(self.fc7(text))  # (B, hidden)
         x = functional.relu(self.fc6(x))  # (B, hidden)
         channels, side = self.top
-        x = functional.relu(self.pool(x)).unflatten(1, (channels, side, side))
+        x = functional.relu(self.pool(x)).view(-1, channels, side, side)
         x = x.contiguous(memory_format=torch.channels_last)
         taps = {self.top_tap: x}
         for layer in self.layers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sdn.config import TeacherConfig
     from sdn.student import Taps
 
+M = TypeVar("M", bound=nn.Module)
 Convention = Literal["imagenet", "mean-255", "release", "symmetric"]
 
 # Channel means and deviations of ImageNet as torchvision publishes them for its weights, over
@@ -36,6 +37,8 @@ class Teacher(nn.Module):
 
     def __init__(self, blocks: Blocks, convention: Convention) -> None:
         super().__init__()
+        self.factor: Tensor
+        self.shift: Tensor
         self.blocks = blocks
         self.convention = convention
         self.names = tuple(tap.name for tap in taps_of(blocks))
@@ -68,9 +71,7 @@ class Teacher(nn.Module):
         wanted = self.names if wanted is None else wanted
         last = max((self.names.index(name) for name in wanted), default=-1)
         taps: Taps = {"image": image}
-        x = image * self.factor + self.shift
-        if self.convention == "release":
-            x = x.flip(1)  # RGB to BGR
+        x = self.normalised(image)
         for name in self.names[1 : last + 1]:
             if name.startswith("pool"):
                 x = functional.avg_pool2d(x, 2)
@@ -78,6 +79,11 @@ class Teacher(nn.Module):
                 x = functional.relu(self.convs[name](x))
             taps[name] = x
         return {name: taps[name] for name in self.names if name in wanted}
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """What the first convolution receives of an image, (B, 3, H, W) in [-1, 1]."""
+        x = image * self.factor + self.shift
+        return x.flip(1) if self.convention == "release" else x  # RGB to BGR
 
     @property
     def feature_dim(self) -> int:
@@ -170,7 +176,13 @@ def open_teacher(path: Path) -> Teacher:
     saved = torch.load(path, map_location="cpu", weights_only=True)
     teacher = Teacher(tuple((c, n) for c, n in saved["blocks"]), saved["convention"])
     teacher.load_state_dict(saved["state"])
-    return teacher.to(memory_format=torch.channels_last)
+    return channels_last(teacher)
+
+
+def channels_last(module: M) -> M:
+    """The module with its weights laid out as CPUs and GPUs convolve fastest."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def file_digest(path: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -50,8 +50,10 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
         get_run_logger().info("stage %s, key %s", stage.name, key)
         return perform(run, job)
 
-    live = tracked is not None and not done_before
-    with tracked.mirroring(job, run.store.workspace(stage.folder)) if live else _nothing():
+    live: AbstractContextManager[None] = nullcontext()
+    if tracked is not None and not done_before:
+        live = tracked.mirroring(job, run.store.workspace(stage.folder))
+    with live:
         done = dataclasses.replace(work(stage.key), fresh=not done_before)
     if tracked is not None:
         tracked.finished(done, run.store.fetch(stage.folder))
@@ -110,11 +112,6 @@ class Tracked:
         return self.tracker.run(name, key, self.parent)
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def _numbers(result: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """All numbers of a nested result under names that MLflow takes."""
     found: dict[str, float] = {}
@@ -145,7 +142,8 @@ class Progress:
         with never_raising("Prefect's progress"):
             if artifact is None:
                 key = f"progress-{stage.replace('_', '-')}"
-                artifact = create_progress_artifact(100 * share, key=key, description=text)
+                made = create_progress_artifact(100 * share, key=key, description=text)
+                artifact = cast("UUID", made)  # a coroutine only where it is awaited
             else:
                 update_progress_artifact(artifact, 100 * share, description=text)
             self._shown[stage] = (artifact, now)

@@ -1,0 +1,48 @@
+# `make run` and `make test` do all the set-up themselves. See README.md.
+PYTHON ?= python3
+RECIPE ?= openmoji
+# On Linux a plain torch brings CUDA; TORCH="torch==2.13.0 --index-url URL" takes another build.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: run test test-all check format lock clean
+
+run: $(READY)
+	$(BIN)/sdn run $(RECIPE) $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch first, so that nothing else chooses a build of it; then exactly what the lock says.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet $(TORCH)
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Everything but torch, for every platform and Python; needs uv.
+lock:
+	printf 'torch ; python_version < "3"\n' > $(VENV)/no-torch.txt
+	uv pip compile --universal --python-version 3.11 --no-annotate --no-header --all-extras \
+		--override $(VENV)/no-torch.txt --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,140 @@
+"""`python -m sdn`: the stages on one device with torch alone, from folder to folder.
+
+    python -m sdn prepare  --recipe openmoji --out work/data
+    python -m sdn teacher  --recipe openmoji --data work/data --out work/teacher
+    python -m sdn captions ... ; stage-one ... ; stage-two ... ; generate ...
+
+Each command reads the folders that earlier ones wrote; `all` runs them one after another. Running
+a stage again goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdn import checkpoint as checkpoints
+from sdn.config import with_overrides
+from sdn.recipes import RECIPES, recipe
+
+if TYPE_CHECKING:
+    from sdn.config import RunConfig
+    from sdn.stages import StageName
+    from sdn.training import StepReport, Trainer
+
+STEPS = ("prepare", "teacher", "captions", "stage-one", "stage-two")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and do one step or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m sdn", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("step", choices=[*STEPS, "all", "generate"])
+    parser.add_argument("captions", nargs="*", help="for generate: what to draw")
+    parser.add_argument("--recipe", default="openmoji", choices=list(RECIPES))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--work", type=Path, default=Path("work"), help="folder of all results")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    try:
+        changes = dict(change.split("=", 1) for change in chosen.set)
+        config = with_overrides(recipe(chosen.recipe), changes)
+        if chosen.step == "generate":
+            generate(chosen.captions, chosen.work)
+            return
+        for step in STEPS if chosen.step == "all" else (chosen.step,):
+            run_step(step, config, chosen.work, torch.device(chosen.device), chosen.threads)
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run_step(step: str, config: RunConfig, work: Path, device: torch.device, threads: int) -> None:
+    """Do one step into the folder of its name below `work`."""
+    folder = work / step
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{step}: {folder}", file=sys.stderr)
+    if step == "prepare":
+        _prepare(config, folder)
+    elif step == "teacher":
+        from sdn.fitting import write_teacher
+
+        print(write_teacher(folder, work / "prepare", config.teacher, threads=threads, report=_say))
+    elif step == "captions":
+        from sdn.fitting import write_captions
+
+        data, teacher = work / "prepare", work / "teacher"
+        print(write_captions(folder, data, teacher, config.captions, threads=threads, report=_say))
+    else:
+        _distil("stage_one" if step == "stage-one" else "stage_two", config, work, device)
+
+
+def _prepare(config: RunConfig, folder: Path) -> None:
+    from sdn.data.manifest import MANIFEST
+    from sdn.data.shards import write_dataset
+    from sdn.data.sources import attribution, read_source
+
+    if (folder / MANIFEST).exists():
+        return
+    data = config.data
+    write_dataset(read_source(data), folder, data, attribution=attribution(data.source))
+
+
+def _distil(name: StageName, config: RunConfig, work: Path, device: torch.device) -> None:
+    from sdn.stage_run import Rank, StageInputs, run_stage, write_model
+
+    folder = work / name.replace("_", "-")
+    newest = checkpoints.newest(folder)
+
+    def save(trainer: Trainer) -> None:
+        checkpoints.save(trainer.checkpoint(), folder / f"step-{trainer.step:09d}")
+
+    def report(step: StepReport) -> None:
+        total = step.losses["loss/total"]
+        _say(step.step / step.steps, f"loss {total:.4f}, {step.images_per_s:.0f} images/s")
+
+    inputs = StageInputs(
+        data=work / "prepare",
+        teacher=work / "teacher",
+        captions=work / "captions",
+        start=work / "stage-one" if name == "stage_two" else None,
+    )
+    trainer = run_stage(
+        name,
+        config,
+        inputs,
+        save=save,
+        report=report,
+        resume=None if newest is None else checkpoints.load(newest),
+        rank=Rank(device=device),
+    )
+    weights = {key: value.cpu() for key, value in trainer.weights().items()}
+    write_model(folder, config, inputs.captions, weights)
+
+
+def generate(captions: list[str], work: Path) -> None:
+    """Draw captions with stage two's model, or stage one's where that is all there is."""
+    from PIL import Image
+
+    from sdn.sampling import STUDENT, open_synthesizer
+
+    finished = [work / step for step in ("stage-two", "stage-one")]
+    folder = next((path for path in finished if (path / STUDENT).is_file()), finished[0])
+    for caption, pixels in zip(captions, open_synthesizer(folder)(captions), strict=True):
+        path = work / f"{'-'.join(caption.lower().split())[:60].replace('/', '-')}.png"
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
+        print(path)
+
+
+def _say(share: float, text: str) -> None:
+    print(f"{share:6.1%} {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
