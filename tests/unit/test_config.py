@@ -1,0 +1,242 @@
+import dataclasses
+import json
+
+import pytest
+
+from sdn.config import (
+    DataConfig,
+    EvaluationConfig,
+    LossWeights,
+    RunConfig,
+    SearchConfig,
+    StageConfig,
+    TeacherConfig,
+    from_dict,
+    to_dict,
+    with_overrides,
+)
+from sdn.recipes import RECIPES, recipe
+
+
+def value_at(config, dotted):
+    for part in dotted.split("."):
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("workers", "4", 4),
+        ("stage_two.epochs", "3", 3.0),
+        ("stage_two.rate", "5e-4", 5e-4),
+        ("data.source", "folder", "folder"),
+        ("data.source", '"folder"', "folder"),
+        ("data.path", "/some where/else", "/some where/else"),
+        ("data.path", "2024", "2024"),
+        ("data.limit", "12", 12),
+        ("data.limit", "null", None),
+        ("teacher.arch", "vgg16", "vgg16"),
+        ("captions.loss", "contrastive", "contrastive"),
+        ("stage_one.precision", "bf16", "bf16"),
+        ("stage_one.weights.conv3", "0.5", 0.5),
+        ("stage_one.weights.taps", '{"conv1_1": 2, "pool5": 0}', {"conv1_1": 2.0, "pool5": 0.0}),
+        ("stage_one.weights.taps.conv5_2", "0.25", 0.25),
+        ("teacher.sha256", "dcbb9e9d", "dcbb9e9d"),
+        ("teacher.sha256", "12345678", "12345678"),
+    ],
+)
+def test_override_of_each_type(key, text, value):
+    """An override of any type arrives as the annotated type, and nothing else changes."""
+    before = recipe("openmoji")
+    after = with_overrides(before, {key: text})
+    found = value_at(after, key)
+    assert found == value
+    assert type(found) is type(value)
+    back = with_overrides(before, {})
+    assert back == before
+    changed = {f.name for f in dataclasses.fields(before)} - {key.split(".")[0]}
+    assert all(getattr(after, name) == getattr(before, name) for name in changed)
+
+
+def test_several_overrides_at_once():
+    """Overrides that are only possible together are accepted together."""
+    changes = {"lanes": "5", "workers": "5", "stage_one.global_batch": "10"}
+    with pytest.raises(ValueError, match="workers"):
+        with_overrides(recipe("tiny"), {"workers": "5"})
+    found = with_overrides(recipe("tiny"), changes | {"stage_two.global_batch": "20"})
+    assert (found.lanes, found.workers, found.stage_one.global_batch) == (5, 5, 10)
+
+
+def test_tap_weight_replaces_its_groups():
+    """A tap's own weight wins over its group's; the pool belongs to the group of its block."""
+    weights = with_overrides(
+        LossWeights(conv4=3), {"taps.conv4_2": "7", "taps.pool5": "0", "image": "20"}
+    )
+    found = [weights.of(t) for t in ("conv4_1", "conv4_2", "pool4", "pool5", "conv5_1", "image")]
+    assert found == [3, 7, 3, 0, 1, 20]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("stage_two.epoch", ["stage_two.epoch", "did you mean stage_two.epochs?"]),
+        ("stage_tow.epochs", ["stage_tow.epochs", "did you mean stage_two?"]),
+        ("stage_one.weights.cnv3", ["did you mean stage_one.weights.conv3?"]),
+        ("foo.bar", ["'foo.bar'", "Known here: name, data, teacher"]),
+        ("zzz", ["'zzz'", "Known here: name, data, teacher"]),
+        ("data.source.name", ["'data.source.name'", "data.source"]),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, words):
+    """An unknown key is refused with the nearest known one, or with those that are known there."""
+    with pytest.raises(ValueError, match="unknown config key") as caught:
+        with_overrides(recipe("tiny"), {key: "1"})
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("workers", "two", ["workers must be int", "'two'"]),
+        ("workers", "1.5", ["workers must be int", "1.5"]),
+        ("workers", "true", ["workers must be int", "True"]),
+        ("stage_two.rate", "fast", ["stage_two.rate must be float", "'fast'"]),
+        ("stage_two.rate", "false", ["stage_two.rate must be float", "False"]),
+        ("stage_two.epochs", "null", ["stage_two.epochs must be float", "None"]),
+        ("data.source", "true", ["data.source must be str", "True"]),
+        ("data.limit", "many", ["data.limit must be int", "'many'"]),
+        ("data.fit", "stretch", ["data.fit must be one of", "'pad', 'resize', 'crop'", "stretch"]),
+        ("teacher.arch", "[1]", ["teacher.arch must be one of", "vgg19"]),
+        ("teacher", "3", ["teacher is a group of keys", "3"]),
+        ("stage_one.weights.taps", "3", ["stage_one.weights.taps must be a JSON object"]),
+        ("stage_one.weights.taps.conv1_1", "x", ["stage_one.weights.taps.conv1_1 must be float"]),
+    ],
+)
+def test_value_of_another_type_is_named(key, text, words):
+    """A value of the wrong type is refused with its key, the expected type and what came."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        with_overrides(recipe("tiny"), {key: text})
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "near"), [(50, 64), (0, 32), (-32, 32), (33, 32), (100, 96), (16, 32)]
+)
+def test_impossible_resolution_says_which_are_possible(resolution, near):
+    """A resolution that cannot be halved five times is refused with the rule and a near one."""
+    with pytest.raises(ValueError, match=f"multiple of 32.*not {resolution}; try {near}$"):
+        with_overrides(recipe("tiny"), {"data.resolution": str(resolution)})
+    assert with_overrides(recipe("tiny"), {"data.resolution": str(near)}).data.resolution == near
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("data.shard_samples", "0", "data.shard_samples must be > 0, not 0"),
+        ("data.limit", "0", "data.limit must be > 0, not 0"),
+        ("data.failure_budget", "1", r"data.failure_budget must be in \[0, 1\), not 1"),
+        ("data.validation_share", "-0.1", r"data.validation_share must be in \[0, 1\), not -0.1"),
+        ("teacher.width", "0", r"teacher.width must be in \(0, 4\], not 0"),
+        ("teacher.epochs", "0", "teacher.epochs must be > 0, not 0"),
+        ("teacher.batch", "1", "teacher.batch must be > 1"),
+        ("teacher.rate", "0", "teacher.rate must be > 0"),
+        ("teacher.sha256", "dcbb", "at least 8 hexadecimal digits, not dcbb"),
+        ("captions.dim", "0", "captions.dim must be > 0"),
+        ("captions.batch", "1", "captions.batch must be > 1"),
+        ("captions.rate", "-1", "captions.rate must be > 0"),
+        ("stage_one.epochs", "-1", "epochs must be >= 0, not -1"),
+        ("stage_one.global_batch", "0", "global_batch must be > 0, not 0"),
+        ("stage_one.rate", "NaN", "rate must be > 0, not nan"),
+        ("stage_two.warmup_share", "1", r"warmup_share must be in \[0, 1\)"),
+        ("stage_two.average_share", "1", r"average_share must be in \[0, 1\)"),
+        ("stage_two.image_scale", "0", "image_scale must be > 0"),
+        ("stage_two.checkpoint_images", "0", "checkpoint_images must be > 0"),
+        ("stage_two.weights.conv1", "-1", "weights.conv1 must be >= 0, not -1"),
+        ("stage_two.weights.taps.pool1", "-1", "weights.pool1 must be >= 0, not -1"),
+        ("search.trials", "-1", "search.trials must be >= 0"),
+        ("search.images", "0", "search.images must be > 0"),
+        ("search.low", "20", r"search.low must be in \(0, search.high\]"),
+        ("search.captions", "1", "search.captions must be > 1"),
+        ("evaluation.sheet", "0", "evaluation.sheet must be > 0"),
+        ("evaluation.subsets", "1", "evaluation.subsets must be > 1"),
+        ("evaluation.subset_size", "1", "evaluation.subset_size must be > 1"),
+        ("lanes", "0", "lanes must be > 0, not 0"),
+        ("threads", "-1", "threads must be >= 0, not -1"),
+    ],
+)
+def test_value_out_of_range(key, value, word):
+    """A value out of its range is refused with its key and, mostly, what came."""
+    with pytest.raises(ValueError, match=word):
+        with_overrides(recipe("tiny"), {key: value})
+
+
+def test_all_loss_weights_zero():
+    """At least one term must remain."""
+    nothing = dict.fromkeys(("image", "conv1", "conv2", "conv3", "conv4", "conv5"), 0.0)
+    with pytest.raises(ValueError, match="at least one loss weight must be > 0"):
+        LossWeights(**nothing)
+    assert LossWeights(**nothing, taps={"pool5": 1.0}).of("pool5") == 1
+
+
+def test_shares_must_leave_something_to_train_on():
+    """Validation and test together may not take everything."""
+    with pytest.raises(ValueError, match="must leave something to train on") as caught:
+        DataConfig(validation_share=0.5, test_share=0.5)
+    assert "1.0" in str(caught.value)
+    assert DataConfig(validation_share=0.4, test_share=0.5).test_share == 0.5
+
+
+def test_workers_must_divide_lanes():
+    """Workers that do not divide the lanes are refused with those that do."""
+    with pytest.raises(ValueError, match="workers must divide lanes") as caught:
+        RunConfig(name="x", lanes=12, workers=5)
+    assert "not 5; possible: [1, 2, 3, 4, 6, 12]" in str(caught.value)
+    with pytest.raises(ValueError, match="workers must divide lanes"):
+        RunConfig(name="x", workers=0)
+
+
+@pytest.mark.parametrize("stage", ["stage_one", "stage_two"])
+def test_workers_must_divide_each_batch(stage):
+    """Workers that do not divide a stage's global batch are refused with that stage's name."""
+    with pytest.raises(ValueError, match=rf"workers \(3\) must divide {stage}.global_batch \(32\)"):
+        RunConfig(
+            **{"name": "x", "workers": 3}
+            | {s: StageConfig(global_batch=30) for s in ("stage_one", "stage_two")}
+            | {stage: StageConfig(global_batch=32)}
+        )
+
+
+def test_weights_by_url_need_a_digest():
+    """Weights that are fetched must name their digest; a local file need not."""
+    with pytest.raises(ValueError, match="teacher.sha256 is needed"):
+        TeacherConfig(weights="https://example.org/vgg.pth")
+    assert TeacherConfig(weights="vgg.pth").sha256 is None
+    assert TeacherConfig(weights="https://example.org/vgg.pth", sha256="0" * 8).weights
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_survives_json(name):
+    """Every recipe comes back equal from its JSON, and again from that of a changed one."""
+    config = recipe(name)
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+    changed = with_overrides(config, {"stage_two.weights.taps.conv1_1": "3", "data.limit": "9"})
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(changed)))) == changed
+    assert changed != config
+
+
+def test_missing_keys_take_their_defaults():
+    """A config from an older file without a key takes that key's default."""
+    assert from_dict(SearchConfig, {"trials": 9}) == SearchConfig(trials=9)
+    assert from_dict(EvaluationConfig, {}) == EvaluationConfig()
+
+
+def test_configs_are_frozen():
+    """No part of a config can be changed after its checks."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe("tiny").workers = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe("tiny").data.resolution = 50
