@@ -77,8 +77,10 @@ def write_images(
     for n, caption in enumerate(captions):
         base = re.sub(r"\W+", "-", caption.lower()).strip("-")[:60] or "image"
         path = out if single and out is not None else folder / f"{base}.png"
-        if path in names:
-            path = folder / f"{base}-{n}.png"
+        number = n
+        while path in names:
+            path = folder / f"{base}-{number}.png"
+            number += 1
         info = PngInfo()
         for key, value in {"model": model, "caption": caption, "seed": str(seed)}.items():
             info.add_itxt(f"sdn:{key}", value)

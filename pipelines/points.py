@@ -26,7 +26,10 @@ class PointLog:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
+        cut_off = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
         self._file = self._path.open("a", encoding="utf-8")
+        if cut_off:  # the last line of a killed process must not swallow the next one
+            self._file.write("\n")
         return self
 
     def __exit__(

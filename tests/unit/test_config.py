@@ -211,7 +211,7 @@ def test_workers_must_divide_each_batch(stage):
 
 def test_weights_by_url_need_a_digest():
     """Weights that are fetched must name their digest; a local file need not."""
-    with pytest.raises(ValueError, match="teacher.sha256 is needed"):
+    with pytest.raises(ValueError, match=r"teacher\.sha256 is needed"):
         TeacherConfig(weights="https://example.org/vgg.pth")
     assert TeacherConfig(weights="vgg.pth").sha256 is None
     assert TeacherConfig(weights="https://example.org/vgg.pth", sha256="0" * 8).weights

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.generation import find_model, write_images
+from pipelines.tracking import RegistryError
+from sdn.sampling import STUDENT
+
+
+def pixels(count, side=8):
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def test_single_image_into_a_named_file(tmp_path):
+    """One caption and a .png name give that file, with exactly those pixels and its metadata."""
+    drawn = pixels(1)
+    path = tmp_path / "new" / "bird.png"
+    found = write_images(drawn, ["a bird"], path, model="models:/m/1", seed=7)
+    assert found == [path]
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), drawn[0].permute(1, 2, 0).numpy())
+        text = dict(image.text)
+    assert text == {"sdn:model": "models:/m/1", "sdn:caption": "a bird", "sdn:seed": "7"}
+
+
+def test_several_captions_into_a_folder(tmp_path):
+    """Each caption gives a file named after it, in order, with its own pixels."""
+    drawn = pixels(3)
+    captions = ["A red   Bird!", "a red cat", "two / three"]
+    found = write_images(drawn, captions, tmp_path / "out", model="m", seed=0)
+    names = ["a-red-bird.png", "a-red-cat.png", "two-three.png"]
+    assert found == [tmp_path / "out" / name for name in names]
+    for n, path in enumerate(found):
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), drawn[n].permute(1, 2, 0).numpy())
+            assert image.text["sdn:caption"] == captions[n]
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        ["a bird", "a bird", "a bird"],
+        ["a bird", "A bird.", "a bird"],
+        ["a bird-2", "a cat", "a bird", "a bird"],
+        ["a bird-2", "a bird", "a bird"],
+    ],
+)
+def test_same_caption_twice(tmp_path, captions):
+    """Captions of the same name give files of their own; none is overwritten."""
+    drawn = pixels(len(captions))
+    found = write_images(drawn, captions, tmp_path, model="m", seed=0)
+    assert len(set(found)) == len(captions)
+    for n, path in enumerate(found):
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), drawn[n].permute(1, 2, 0).numpy())
+
+
+def test_names_of_odd_captions(tmp_path):
+    """Signs become `image`, long captions are cut, other scripts stay and nothing leaves the folder."""
+    captions = ["!?", "x" * 300, "ein größerer Käfer", "../../etc/passwd"]
+    found = write_images(pixels(4), captions, tmp_path, model="m", seed=0)
+    names = ["image.png", "x" * 60 + ".png", "ein-größerer-käfer.png", "etc-passwd.png"]
+    assert [path.name for path in found] == names
+    assert all(path.parent == tmp_path for path in found)
+    with Image.open(found[2]) as image:
+        assert image.text["sdn:caption"] == captions[2]
+
+
+def test_without_out_into_the_current_folder(tmp_path, monkeypatch):
+    """Without a place, the image lands where the person stands."""
+    monkeypatch.chdir(tmp_path)
+    (found,) = write_images(pixels(1), ["a bird"], None, model="m", seed=0)
+    assert (tmp_path / "a-bird.png").is_file()
+    assert found.resolve() == tmp_path / "a-bird.png"
+
+
+def test_model_folder_needs_no_registry(tmp_path):
+    """A folder with a student is a model, whatever the registry knows."""
+    (tmp_path / STUDENT).write_bytes(b"")
+    assert find_model(str(tmp_path), None) == (tmp_path, str(tmp_path))
+
+
+def test_nothing_registered(tmp_path):
+    """Without a champion the text says how to get one or name another."""
+    with pytest.raises(RegistryError, match="no champion is registered") as caught:
+        find_model(None, str(tmp_path / "store"))
+    for word in (str(tmp_path / "store"), "sdn run", "--model", "--store"):
+        assert word in str(caught.value)

@@ -1,0 +1,89 @@
+import pytest
+
+from pipelines.launch import TrainingError, _reason, choose_weights
+from sdn.config import TAP_GROUPS, LossWeights
+
+
+def trials(*scores):
+    """Trials with these scores; number n has all weights n + 1."""
+    return [
+        {
+            "weights": dict.fromkeys(TAP_GROUPS, n + 1.0),
+            "score": score,
+            "error": None if score is not None else f"ValueError: trial {n}",
+        }
+        for n, score in enumerate(scores)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "margin", "number"),
+    [
+        ((0.5, 0.7, 0.6), 0.0, 1),
+        ((0.5, 0.7, 0.9), 0.0, 2),
+        ((0.5, 0.4, 0.3), 0.0, 0),
+        ((0.5, 0.5, 0.5), 0.0, 0),
+        ((0.5, 0.7, 0.6), 0.3, 0),
+        ((0.5, 0.75, 0.6), 0.25, 0),
+        ((0.5, 0.76, 0.6), 0.25, 1),
+        ((0.5, 0.7, 0.7), 0.0, 1),
+        ((-0.5, -0.7, -0.4), 0.0, 2),
+        ((0.0, -0.1), 0.0, 0),
+        ((0.5, None, 0.6), 0.0, 2),
+        ((0.5, None, None), 0.0, 0),
+        ((None, 0.1, 0.2), 0.0, 2),
+        ((None, 0.1, 0.2), 9.0, 2),
+        ((0.5,), 0.0, 0),
+    ],
+)
+def test_best_wins_beyond_the_margin(scores, margin, number):
+    """The best trial wins beyond the margin, the defaults stay within it, failures never win."""
+    weights, chosen = choose_weights(trials(*scores), margin)
+    assert chosen == number
+    assert weights == LossWeights(**dict.fromkeys(TAP_GROUPS, number + 1.0))
+
+
+def test_all_trials_failed():
+    """Where no trial has a score, the reasons of all are given."""
+    with pytest.raises(TrainingError, match="no trial of the search succeeded") as caught:
+        choose_weights(trials(None, None), 0.0)
+    assert "ValueError: trial 0" in str(caught.value)
+    assert "ValueError: trial 1" in str(caught.value)
+
+
+class Group(Exception):
+    def __init__(self, failures):
+        super().__init__("worker group failed")
+        self.worker_failures = failures
+
+
+class Task(Exception):
+    def __init__(self, cause):
+        super().__init__("a remote traceback of fifty lines")
+        self.cause = cause
+
+
+def test_reason_is_the_workers_first_cause():
+    """Through groups of workers, remote wrappers and causes, the first one is found."""
+    inner = FloatingPointError("loss not finite at step 3")
+    chained = RuntimeError("while training")
+    chained.__cause__ = inner
+    error = Group({1: Task(Task(chained)), 0: ValueError("later")})
+    assert _reason(error) == "FloatingPointError: loss not finite at step 3"
+
+
+def test_reason_of_a_plain_error():
+    """An error with nothing below it is its own reason."""
+    assert _reason(ValueError("no such shard")) == "ValueError: no such shard"
+    assert _reason(Group({})) == "Group: worker group failed"
+    assert _reason(Group(None)) == "Group: worker group failed"
+
+
+def test_reason_of_rays_own_errors():
+    """What Ray raises for a failing task leads back to the error inside it."""
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError
+
+    inner = ValueError("damaged shard")
+    task = RayTaskError("train_rank", "Traceback ...", inner)
+    assert _reason(WorkerGroupError("1 worker failed", {0: task})) == "ValueError: damaged shard"

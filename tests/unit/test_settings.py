@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.launch import cores
+from pipelines.run import RunSpec
+from pipelines.settings import Settings
+
+NAMES = ("STORE", "CACHE", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS")
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(f"SDN_{name}", raising=False)
+
+
+def test_defaults_run_embedded():
+    """With nothing set there is a local store and no server."""
+    found = Settings()
+    assert found.store == "runs"
+    assert found.local == Path("runs").resolve()
+    assert (found.tracking_uri, found.ray_address, found.s3_endpoint) == (None, None, None)
+    assert cores(found) >= 1
+
+
+def test_every_variable_is_read(monkeypatch):
+    """Each field is set by the variable SDN_ and its name."""
+    values = {
+        "store": "s3://bucket/prefix",
+        "cache": "~/somewhere",
+        "tracking_uri": "http://tracking:5000",
+        "ray_address": "ray://head:10001",
+        "s3_endpoint": "http://minio:9000",
+        "cpus": "3",
+    }
+    assert {name.lower() for name in NAMES} == set(Settings.model_fields) == set(values)
+    for name, value in values.items():
+        monkeypatch.setenv(f"SDN_{name.upper()}", value)
+    found = Settings()
+    assert {name: str(getattr(found, name)) for name in values} == values
+    assert cores(found) == 3
+    assert found.local == Path("~/somewhere").expanduser()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_impossible_number_of_cores(monkeypatch, value):
+    """A number of cores below 1 is refused with the field's name."""
+    monkeypatch.setenv("SDN_CPUS", value)
+    with pytest.raises(ValidationError, match="cpus"):
+        Settings()
+
+
+def test_option_wins_over_variable(monkeypatch, tmp_path):
+    """A run's own store replaces that of the environment; without one, the variable holds."""
+    monkeypatch.setenv("SDN_STORE", str(tmp_path / "variable"))
+    option = RunSpec("tiny", store=str(tmp_path / "option")).open()
+    assert option.store.uri == str(tmp_path / "option")
+    assert RunSpec("tiny").open().store.uri == str(tmp_path / "variable")
+
+
+def test_settings_are_frozen():
+    """Settings are read once and not changed."""
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().store = "elsewhere"
