@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -54,10 +55,20 @@ def watch(pid: int) -> None:
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(left, timeout=_GRACE_S)
-    for process in alive:
+    until = time.monotonic() + _GRACE_S
+    while (left := [process for process in left if _runs(process)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it does; a dead child that the waiting run has not collected yet does not."""
+    try:
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_same_caption_twice(tmp_path, captions):
 
 
 def test_names_of_odd_captions(tmp_path):
-    """Signs become `image`, long captions are cut, other scripts stay and nothing leaves the folder."""
+    """Signs become `image`, long captions are cut, umlauts stay, nothing leaves the folder."""
     captions = ["!?", "x" * 300, "ein größerer Käfer", "../../etc/passwd"]
     found = write_images(pixels(4), captions, tmp_path, model="m", seed=0)
     names = ["image.png", "x" * 60 + ".png", "ein-größerer-käfer.png", "etc-passwd.png"]

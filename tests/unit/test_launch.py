@@ -51,13 +51,13 @@ def test_all_trials_failed():
     assert "ValueError: trial 1" in str(caught.value)
 
 
-class Group(Exception):
+class GroupError(Exception):
     def __init__(self, failures):
         super().__init__("worker group failed")
         self.worker_failures = failures
 
 
-class Task(Exception):
+class TaskError(Exception):
     def __init__(self, cause):
         super().__init__("a remote traceback of fifty lines")
         self.cause = cause
@@ -68,15 +68,15 @@ def test_reason_is_the_workers_first_cause():
     inner = FloatingPointError("loss not finite at step 3")
     chained = RuntimeError("while training")
     chained.__cause__ = inner
-    error = Group({1: Task(Task(chained)), 0: ValueError("later")})
+    error = GroupError({1: TaskError(TaskError(chained)), 0: ValueError("later")})
     assert _reason(error) == "FloatingPointError: loss not finite at step 3"
 
 
 def test_reason_of_a_plain_error():
     """An error with nothing below it is its own reason."""
     assert _reason(ValueError("no such shard")) == "ValueError: no such shard"
-    assert _reason(Group({})) == "Group: worker group failed"
-    assert _reason(Group(None)) == "Group: worker group failed"
+    assert _reason(GroupError({})) == "GroupError: worker group failed"
+    assert _reason(GroupError(None)) == "GroupError: worker group failed"
 
 
 def test_reason_of_rays_own_errors():
