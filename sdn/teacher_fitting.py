@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from sdn.captions import normalise
 from sdn.data.images import to_image
+from sdn.metrics import tap_features
 from sdn.teacher import Teacher, empty_teacher
 
 if TYPE_CHECKING:
@@ -143,7 +144,10 @@ def fit_teacher(
     batch = min(config.batch, len(pixels))
     per_epoch = len(pixels) // batch
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.rate, weight_decay=0.01
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.rate,
+        weight_decay=0.01,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.rate, total_steps=config.epochs * per_epoch, pct_start=0.2
@@ -204,10 +208,11 @@ def tap_means(teacher: Teacher, pixels: Tensor, batch: int = 64) -> dict[str, fl
 
 @torch.inference_mode()
 def teacher_features(teacher: Teacher, pixels: Tensor, batch: int = 64) -> Tensor:
-    """(N, F) float32: `Teacher.features` of (N, 3, H, W) uint8 pixels."""
-    return torch.cat(
-        [teacher.features(to_image(pixels[i : i + batch])) for i in range(0, len(pixels), batch)]
-    ).clone()
+    """(N, F) float32 of (N, 3, H, W) uint8 pixels: every pool, see `sdn.metrics.tap_features`.
+
+    Pools at 2x2 and not their means: two people of different tone must not change places.
+    """
+    return tap_features(teacher, pixels, batch)
 
 
 @torch.inference_mode()
