@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.launch import cores
@@ -111,9 +111,9 @@ def _machine(settings: Settings) -> Iterator[Check]:
         found=f"{free:.0f} GiB free at {place}",
         remedy="make room, or set SDN_STORE to another disk",
     )
-    space = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
-    if space is not None:
-        shared = space.free / 2**30
+    shm = Path("/dev/shm")  # noqa: S108 (only looked at)
+    if shm.is_dir():
+        shared = shutil.disk_usage(shm).free / 2**30
         yield Check(
             ok=shared > 0.3,
             what="shared memory",

@@ -27,7 +27,7 @@ _GRACE_S = 5.0
 @contextmanager
 def ended_with_this_process() -> Iterator[None]:
     """Everything started inside is ended when this process ends, however it ends."""
-    companion = subprocess.Popen(
+    companion = subprocess.Popen(  # noqa: S603 (our own module)
         [sys.executable, "-m", "pipelines.orphans", str(os.getpid())],
         stdin=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C in the terminal is not meant for it

@@ -89,7 +89,7 @@ def _cell(found: dict[str, Any], score: str) -> str:
     if score.endswith("top1_score"):
         space = score.split("/", maxsplit=1)[0]
         low, high = found[f"{space}/top1_low"], found[f"{space}/top1_high"]
-        return f"{value:.1%} ({low:.1%} to {high:.1%})"
+        return f"{value:.1%} ({100 * low:.0f}-{100 * high:.0f})"
     return f"{value:.1%}"
 
 

@@ -105,7 +105,7 @@ class Tracker:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Parameters, final metrics (at step 0) and tags of a run; the same again changes nothing."""
+        """Parameters, final metrics (at step 0) and tags of a run; repeatable."""
         flat = [Param(k, str(v)[:6000]) for k, v in (params or {}).items()]
         for start in range(0, len(flat), 100):
             self.client.log_batch(run, params=flat[start : start + 100])
@@ -256,7 +256,7 @@ def promote_if_better(tracker: Tracker, name: str, version: str, score: float) -
 
 
 def model_folder(settings: Settings, uri: str) -> tuple[Path, str]:
-    """A local folder with the student and encoder of `models:/name/version` or `models:/name@alias`.
+    """A local folder with the model of `models:/name/version` or `models:/name@alias`.
 
     Returns:
         (folder, `name version N`)

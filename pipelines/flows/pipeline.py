@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
 
 from pipelines import work
 from pipelines.flows.stages import Progress, Tracked, do
@@ -42,14 +41,20 @@ def parse_overrides(changes: list[str]) -> dict[str, str]:
 
 @flow(name="sdn-pipeline", description=__doc__)
 def pipeline(
-    recipe: Annotated[RecipeName, Field(description="Named run to start from.")] = "openmoji",
-    store: Annotated[
-        str | None,
-        Field(description="Folder or s3://bucket/prefix for all results; empty: the default."),
-    ] = None,
-    changes: Annotated[list[str], Field(description="Changes to the recipe, each key=value.")] = [],  # noqa: B006 (Prefect reads the default; it is never changed)
+    recipe: RecipeName = "openmoji",
+    store: str | None = None,
+    changes: list[str] = [],  # noqa: B006 (Prefect's form reads the default; it is never changed)
 ) -> dict[str, Any]:
-    """Prepare, teacher, captions, stage one, search, stage two, evaluate, register."""
+    """Prepare, teacher, captions, stage one, search, stage two, evaluate, register.
+
+    Args:
+        recipe: Named run to start from.
+        store: Folder or s3://bucket/prefix for all results; empty for the configured one.
+        changes: Changes to the recipe, each key=value, such as stage_two.epochs=3.
+
+    Returns:
+        What was done and where it lies; JSON values.
+    """
     began = time.monotonic()
     run = RunSpec(recipe, parse_overrides(changes), store).open(Progress())
     show_config(run)
