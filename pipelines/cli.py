@@ -225,6 +225,7 @@ def _quiet() -> None:
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
         "RAY_USAGE_STATS_ENABLED": "0",
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
