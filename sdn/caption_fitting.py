@@ -110,5 +110,5 @@ def _siblings_together(alphabetical: Tensor, generator: torch.Generator) -> Tens
     skin tone") seldom meet in a batch drawn evenly, and are the ones that must be told apart.
     """
     shift = int(torch.randint(len(alphabetical), (1,), generator=generator))
-    runs = alphabetical.roll(shift).split(SIBLINGS)
+    runs = torch.split(alphabetical.roll(shift), SIBLINGS)
     return torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()])

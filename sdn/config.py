@@ -184,6 +184,8 @@ class StageConfig:
     """Learning rate (its peak, where the schedule is not constant)."""
     schedule: Literal["constant", "one-cycle"] = "constant"
     """constant as in the release; one-cycle: linear warm-up, then cosine to a hundredth."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment, 0..1; lower follows a changing gradient sooner."""
     warmup_share: float = 0.05
     """Share of the steps that warm up in the one-cycle schedule."""
     average_share: float = 0.0
@@ -206,7 +208,7 @@ class StageConfig:
         _require(self.epochs >= 0, f"epochs must be >= 0, not {self.epochs}")
         _require(self.global_batch > 0, f"global_batch must be > 0, not {self.global_batch}")
         _require(self.rate > 0, f"rate must be > 0, not {self.rate}")
-        for name in ("warmup_share", "average_share"):
+        for name in ("beta2", "warmup_share", "average_share"):
             _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)")
         _require(self.checkpoint_images > 0, "checkpoint_images must be > 0")
         _require(self.image_scale > 0, "image_scale must be > 0")
@@ -216,9 +218,10 @@ class StageConfig:
 class StudentConfig:
     """The generator's start; its shape is the reflection of the teacher's."""
 
-    init: Literal["release", "he"] = "release"
+    init: Literal["release", "he", "identity"] = "release"
     """release: conv N(0, 0.02), linear N(0, 0.1). he: N(0, sqrt(2 / fan_in)), for narrow students,
-    whose signal the release's deviations let die out on the way up."""
+    whose signal the release's deviations let die out on the way up. identity: as he, but a
+    convolution that keeps its channels begins near the identity, which trains far faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ class Student(nn.Module):
         resolution: int,
         text_dim: int,
         width: float = 1.0,
-        init: Literal["release", "he"] = "release",
+        init: Literal["release", "he", "identity"] = "release",
         seed: int = 0,
     ) -> None:
         """Args:
@@ -77,6 +77,8 @@ class Student(nn.Module):
                 nn.init.normal_(module.weight, 0, deviation, generator=generator)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+                if init == "identity" and isinstance(module, nn.Conv2d):
+                    _towards_identity(module)
 
     def forward(self, text: Tensor) -> Taps:
         """All taps of the synthesis, `image` among them.
@@ -101,3 +103,20 @@ class Student(nn.Module):
                 x = x if layer.tap == "image" else functional.relu(x)
             taps[layer.tap] = x
         return taps
+
+
+@torch.no_grad()
+def _towards_identity(conv: nn.Conv2d, share: float = 0.25) -> None:
+    """Make a 3x3 convolution that keeps its channels near the identity; leave any other as it is.
+
+    Departs from the paper: taps are >= 0, so the identity passes through the ReLU unchanged and the
+    deep student begins as a shallow one.
+    Source: the idea is that of DiracNets, Zagoruyko & Komodakis 2017, arXiv:1706.00388.
+
+    Args:
+        conv: with He's initial weights.
+        share: of these in the result; the squares of both shares add up to 1.
+    """
+    if conv.in_channels == conv.out_channels:
+        identity = nn.init.dirac_(torch.empty_like(conv.weight))
+        conv.weight.mul_(share).add_(identity, alpha=math.sqrt(1 - share**2))

@@ -95,7 +95,7 @@ class Trainer:
         self.scales = scales_of(config, tap_means)
         self.forward: Callable[[Tensor], Taps] = wrap(self.student)
         self.optimizer = torch.optim.Adam(
-            student.parameters(), lr=config.rate, betas=(0.9, 0.999), fused=True
+            student.parameters(), lr=config.rate, betas=(0.9, config.beta2), fused=True
         )
         self.average: dict[str, Tensor] | None = None
         if config.average_share > 0:
