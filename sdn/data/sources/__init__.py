@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
     from sdn.config import DataConfig
     from sdn.data.records import SourceItem
@@ -25,15 +26,21 @@ def read_source(config: DataConfig) -> Iterator[SourceItem]:
     Raises:
         ValueError: no such source, or its folder is not of the expected layout.
     """
-    if config.source not in SOURCES:
-        raise ValueError(f"no source {config.source!r}; there are: {', '.join(SOURCES)}")
-    reader = import_module(f"sdn.data.sources.{config.source}")
-    items: Iterator[SourceItem] = reader.read(config)
+    items: Iterator[SourceItem] = _reader(config.source).read(config)
     return items
 
 
 def attribution(source: str) -> str | None:
-    """The line that must stand beside published pictures of a source, where there is one."""
-    reader = import_module(f"sdn.data.sources.{source}")
-    line: str | None = getattr(reader, "ATTRIBUTION", None)
+    """The line that must stand beside published pictures of a source, where there is one.
+
+    Raises:
+        ValueError: no such source.
+    """
+    line: str | None = getattr(_reader(source), "ATTRIBUTION", None)
     return line
+
+
+def _reader(source: str) -> ModuleType:
+    if source not in SOURCES:
+        raise ValueError(f"no source {source!r}; there are: {', '.join(SOURCES)}")
+    return import_module(f"sdn.data.sources.{source}")

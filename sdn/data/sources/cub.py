@@ -2,7 +2,9 @@
 
 The folder holds `CUB_200_2011/` (`images.txt`, `images/`) as published, `text_c10/` with ten
 captions an image, and `trainvalclasses.txt` and `testclasses.txt`, which share no class: all images
-of the test classes are the test split. Whole images; the bounding boxes are not used.
+of the test classes are the test split. Validation is drawn from the images of the other classes by
+the hash of the image file, `validation_share` of them; so its classes are trained on, and
+`test_share` says nothing here. Whole images; the bounding boxes are not used.
 """
 
 from __future__ import annotations

