@@ -146,6 +146,25 @@ def test_he_initialisation_follows_the_fan_in():
     assert all(not p.any() for name, p in student.named_parameters() if name.endswith("bias"))
 
 
+def test_identity_initialisation_begins_near_the_identity():
+    """Convolutions that keep their channels: a quarter of He's plus identity; others as He's."""
+    he = student_of("vgg13", init="he", seed=3)
+    near = student_of("vgg13", init="identity", seed=3)
+    kept = 0
+    for (name, a), (_, b) in zip(he.named_modules(), near.named_modules(), strict=True):
+        if not isinstance(a, (nn.Conv2d, nn.Linear)):
+            continue
+        expected = a.weight.detach().clone()
+        if isinstance(a, nn.Conv2d) and a.in_channels == a.out_channels:
+            kept += 1
+            expected *= 0.25
+            for channel in range(a.in_channels):
+                expected[channel, channel, 1, 1] += math.sqrt(1 - 0.25**2)
+        torch.testing.assert_close(b.weight, expected, msg=name)
+        assert not b.bias.any(), name
+    assert kept == 6  # conv1_1 to conv5_1, and pool4
+
+
 def test_the_seed_decides_the_initial_weights():
     """Equal seeds give bit-for-bit equal students, whatever the global generator does."""
     torch.manual_seed(1)

@@ -1,5 +1,7 @@
 """Fitting a teacher on labels or caption words, and folding its batch norms away."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn import functional
 
 from sdn.config import TeacherConfig
 from sdn.data.images import to_image
+from sdn.fitting import targets_like
 from sdn.taps import blocks_of
 from sdn.teacher import Teacher
 from sdn.teacher_fitting import (
@@ -219,6 +222,23 @@ def test_any_label_name_can_be_fitted(name):
     accuracy = head_accuracy(fit_teacher(pixels, targets, config), pixels, targets)
     assert list(accuracy) == [name]
     assert 0 <= accuracy[name] <= 1
+
+
+@pytest.mark.parametrize("name", ["colour", "words"])
+def test_another_split_gets_the_training_splits_classes(name):
+    """Held-out labels are numbered as in training; a class that training lacked counts as none."""
+    targets = targets_of([{name: c} for c in ["red", "blue"] * 4], [("x",)] * 8)
+    held = SimpleNamespace(labels=({name: "red"}, {name: "green"}, {}, {name: "blue"}), captions=())
+    found = targets_like(targets, held)
+    assert found.classes == {name: ("blue", "red")}
+    assert found.values[name].tolist() == [1, -100, -100, 0]
+
+
+def test_another_split_gets_the_training_splits_words():
+    """Held-out captions are read for training's words; words that training lacked are ignored."""
+    targets = targets_of([{}] * 8, [("red",)] * 4 + [("blue",)] * 4)
+    held = SimpleNamespace(labels=({}, {}), captions=(("A RED door", "green"), ("green",)))
+    assert targets_like(targets, held).values[WORDS].tolist() == [[0, 1], [0, 0]]
 
 
 def test_heads_loss_equals_the_formula():
