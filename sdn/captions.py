@@ -196,7 +196,7 @@ def _sentence_model():  # type: ignore[no-untyped-def]  # noqa: ANN202 (optional
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def evening(embedded: Tensor, floor: float = 1.0) -> tuple[Tensor, Tensor]:
+def evening(embedded: Tensor, floor: float = 0.03) -> tuple[Tensor, Tensor]:
     """Mean of embeddings, and the map onto their principal axes that evens these out.
 
     Formula: turn = V diag(1 / sqrt(v_k + floor * mean(v))) / s with the axes V and variances v of
