@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import logging
 import os
@@ -131,9 +132,11 @@ def search_weights(
         One entry a trial, in the order of their start: `weights` (group -> weight), `score`,
         `error` where it failed. The first has the recipe's own weights.
     """
+    import optuna
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = config.search
     defaults = {group: getattr(config.stage_two.weights, group) for group in TAP_GROUPS}
     space = {
@@ -220,7 +223,9 @@ def _listening(points: Any, listen: Callable[[str, dict[str, Any]], None]) -> It
                 if last:
                     return
 
-    thread = threading.Thread(target=drain, name="points", daemon=True)
+    # In the caller's context: its listeners ask Prefect which run they belong to.
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(drain,), name="points", daemon=True)
     thread.start()
     try:
         yield

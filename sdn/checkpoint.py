@@ -72,9 +72,11 @@ def load(folder: Path) -> Checkpoint:
         data = (folder / STATE).read_bytes()
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{folder} holds no complete checkpoint: {error}") from error
-    if mark.get("format") != FORMAT:
+    if not isinstance(mark, dict) or not {"format", "bytes", "sha256"} <= mark.keys():
+        raise DamagedCheckpointError(f"{folder} holds no complete checkpoint: {MARK} is no mark")
+    if mark["format"] != FORMAT:
         raise DamagedCheckpointError(
-            f"{folder} has checkpoint format {mark.get('format')}, this version reads {FORMAT}"
+            f"{folder} has checkpoint format {mark['format']}, this version reads {FORMAT}"
         )
     if len(data) != mark["bytes"] or hashlib.sha256(data).hexdigest() != mark["sha256"]:
         raise DamagedCheckpointError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -159,6 +160,11 @@ class LossWeights:
     """Tap name -> weight, in place of its group's."""
 
     def __post_init__(self) -> None:
+        for name in self.taps:
+            _require(
+                re.fullmatch(r"image|conv[1-5]_[1-4]|pool[1-5]", name) is not None,
+                f"weights.taps.{name}: no tap has this name; image, conv1_1, .., pool5 are taps",
+            )
         values = {name: getattr(self, name) for name in TAP_GROUPS} | self.taps
         for name, value in values.items():
             _require(value >= 0, f"weights.{name} must be >= 0, not {value}")

@@ -16,7 +16,6 @@ from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER
 from sdn.teacher import load_weights, open_teacher, save_teacher
 from sdn.teacher_fitting import (
-    WORDS,
     Classifier,
     Targets,
     fit_teacher,
@@ -90,7 +89,7 @@ def targets_like(targets: Targets, split: SplitArrays) -> Targets:
     """The same heads and classes for the samples of another split."""
     values = {}
     for head, names in targets.classes.items():
-        if head == WORDS:
+        if targets.values[head].is_floating_point():
             words = [set(" ".join(map(normalise, found)).split()) for found in split.captions]
             values[head] = torch.tensor([[float(w in found) for w in names] for found in words])
         else:

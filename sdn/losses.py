@@ -21,7 +21,7 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     Source: Yuan & Peng 2018, arXiv:1808.06801 (L1, averaged as in the authors' release).
 
     Args:
-        a: any shape and float dtype; the gradient flows here.
+        a: any shape, float32 or bfloat16; the gradient flows here.
         b: the same shape; carries no gradient.
 
     Returns:

@@ -134,7 +134,7 @@ def load_weights(config: TeacherConfig) -> Teacher:
     assert config.weights is not None
     path = _fetch(config.weights, config.sha256)
     digest = file_digest(path)
-    if config.sha256 is not None and not digest.startswith(config.sha256):
+    if config.sha256 is not None and not digest.startswith(config.sha256.lower()):
         raise ValueError(
             f"{path} has SHA-256 {digest}, expected {config.sha256}: the file is damaged or another"
             " one; fetch it again or correct teacher.sha256"

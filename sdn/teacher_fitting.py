@@ -33,7 +33,7 @@ class Targets:
     classes: dict[str, tuple[str, ...]]
     """Head name -> class names."""
     values: dict[str, Tensor]
-    """Head name -> (N,) int64 class, -100 where it has none; for `words` (N, classes) of 0 and 1."""
+    """Head name -> (N,) int64 class, -100 for none; for words (N, classes) float32 of 0 and 1."""
 
 
 def targets_of(labels: Sequence[dict[str, str]], captions: Sequence[tuple[str, ...]]) -> Targets:
@@ -81,8 +81,10 @@ class Classifier(nn.Module):
             {name: nn.BatchNorm2d(c.out_channels) for name, c in self.convs.items()}
         )
         side = resolution // 2 ** len(teacher.blocks)
-        self.heads = nn.ModuleDict(
-            {h: nn.Linear(teacher.blocks[-1][0] * side**2, n) for h, n in heads.items()}
+        # A list: label names come from users' files and need not be names of modules.
+        self.head_names = tuple(heads)
+        self.heads = nn.ModuleList(
+            nn.Linear(teacher.blocks[-1][0] * side**2, n) for n in heads.values()
         )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -96,7 +98,7 @@ class Classifier(nn.Module):
             else:
                 x = functional.relu(self.norms[name](self.convs[name](x)))
         x = x.flatten(1)
-        return {head: linear(x) for head, linear in self.heads.items()}
+        return {h: linear(x) for h, linear in zip(self.head_names, self.heads, strict=True)}
 
     @torch.no_grad()
     def fold(self) -> Teacher:
@@ -180,7 +182,7 @@ def heads_loss(logits: dict[str, Tensor], values: dict[str, Tensor]) -> Tensor:
     """
     total = torch.zeros(())
     for head, found in logits.items():
-        if head == WORDS:
+        if values[head].is_floating_point():  # words; a label may have that name too
             total = total + functional.binary_cross_entropy_with_logits(
                 found.float(), values[head]
             ) * (found.shape[1] ** 0.5)
@@ -223,7 +225,7 @@ def head_accuracy(model: Classifier, pixels: Tensor, targets: Targets) -> dict[s
         rows = slice(start, start + 64)
         for head, found in model(to_image(pixels[rows])).items():
             value = targets.values[head][rows]
-            if head == WORDS:
+            if value.is_floating_point():
                 right[head].append(((found > 0) == (value > 0)).float().flatten())
             else:
                 known = value >= 0

@@ -232,7 +232,9 @@ def train(
             )
             window_start, waited, seen_before = time.perf_counter(), 0.0, trainer.images_seen
         if trainer.step % save_every == 0 or done:
-            _finite({name: float(term) for name, term in terms.items()}, trainer.step)
+            # The gradient too: the step has already moved the weights by it, on every rank.
+            found = {name: float(term) for name, term in terms.items()}
+            _finite(found | {"its gradient": float(norm)}, trainer.step)
             save(trainer)
 
 

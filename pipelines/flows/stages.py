@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import threading
 import time
@@ -77,7 +78,8 @@ class Tracked:
                     with never_raising(f"points of {job.stage.name}"):
                         self.tracker.points(self._run(job.stage.name, job.stage.key), folder)
 
-        thread = threading.Thread(target=mirror, name="mlflow", daemon=True)
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(mirror,), name="mlflow", daemon=True)
         thread.start()
         try:
             yield

@@ -56,6 +56,10 @@ _NEUTRAL = {
     "prince": ("person with crown", "man"),
     "princess": ("person with crown", "woman"),
     "person with crown": ("person with crown", "person"),
+    "kiss": ("kiss", "person, person"),
+    "couple with heart": ("couple with heart", "person, person"),
+    "female sign": ("female sign", "none"),
+    "male sign": ("male sign", "none"),
     "Santa Claus": ("Santa Claus", "man"),
     "Mrs. Claus": ("Santa Claus", "woman"),
     "Mx Claus": ("Santa Claus", "person"),
@@ -161,10 +165,10 @@ def _hair(head: str, hair: str) -> tuple[str, list[str]]:
 
 def _concept(head: str, points: list[int], people: list[str]) -> tuple[str, str]:
     """The head without its gender, and the gender or genders of the people in the picture."""
-    if head in _NEUTRAL:
-        return _NEUTRAL[head]
     if people:
         return head, ", ".join(people)
+    if head in _NEUTRAL:
+        return _NEUTRAL[head]
     persons = [_PERSONS[p] for p in points if p in _PERSONS]
     words = _GENDER_WORDS.findall(head)
     if not words and not persons:
