@@ -33,6 +33,11 @@ def find_model(model: str | None, store: str | None) -> tuple[Path, str]:
     from pipelines.tracking import CHAMPION, RegistryError, champions, model_folder
 
     settings = Settings() if store is None else Settings(store=store)
+    if settings.tracking_uri is None and not (settings.local / "mlflow.db").exists():
+        raise RegistryError(
+            f"nothing is registered in {settings.store}: `sdn run` trains and registers a model, "
+            "--model names a model folder, --store another store"
+        )
     if model is None:
         names = champions(settings)
         if not names:

@@ -16,6 +16,7 @@ from pipelines.worker import StageOrder
 from sdn.config import LossWeights, to_dict
 
 if TYPE_CHECKING:
+    from pipelines.settings import Settings
     from sdn.config import RunConfig, StageConfig
 
 
@@ -133,6 +134,14 @@ def captions(run: Run, data: Done, taught: Done) -> Job:
     return Job(stage=stage, work=work)
 
 
+def possible_workers(config: RunConfig, stage: StageConfig, settings: Settings) -> int:
+    """The recipe's workers, or as many as this machine has cores for; a cluster gets what it asks."""
+    if settings.ray_address is not None:
+        return config.workers
+    fitting = range(min(config.workers, cores(settings)), 0, -1)
+    return next(n for n in fitting if config.lanes % n == 0 and stage.global_batch % n == 0)
+
+
 def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str, str]) -> Stage:
     """Key of a stage of the student: its config, what shapes the student, and its inputs.
 
@@ -180,7 +189,8 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
     def work(folder: Path) -> dict[str, Any]:
         from sdn.stage_run import write_model
 
-        threads = config.threads or max(1, cores(run.settings) // config.workers)
+        count = possible_workers(config, stage_config, run.settings)
+        threads = min(config.threads or cores(run.settings), max(1, cores(run.settings) // count))
         workers: list[dict[str, Any]] = []
         with PointLog(folder) as points, ray_session(run.settings):
 
@@ -191,7 +201,7 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
                         name,
                         values["step"] / values["steps"],
                         f"loss {values['losses']['loss/total']:.3f}, "
-                        f"{values['images_per_s'] * config.workers:.0f} images/s",
+                        f"{values['images_per_s']:.0f} images/s",
                     )
                 else:
                     workers.append({"kind": kind, **values})
@@ -199,7 +209,7 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
             last = train_stage(
                 _order(run, name, config, inputs, threads),
                 name=stage.short,
-                workers=config.workers,
+                workers=count,
                 listen=listen,
             )
         student = last.average if last.average is not None else last.student

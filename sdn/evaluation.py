@@ -45,7 +45,7 @@ class Evaluation:
     """What `evaluate` found."""
 
     scores: dict[str, dict[str, Any]]
-    """Row (a model or a baseline) -> `{space}/{score}` -> value, and `kernel_distance` for models."""
+    """Row (a model or a baseline) -> `{space}/{score}` -> value; models have `kernel_distance`."""
     captions: tuple[str, ...]
     """Those drawn, one an image."""
     images: dict[str, Tensor]

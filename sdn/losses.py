@@ -47,7 +47,7 @@ class _Distance(torch.autograd.Function):
         return rows.float().sum() / a.numel()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return difference.sign().mul_(gradient / difference.numel()), None
 

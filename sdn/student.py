@@ -1,4 +1,4 @@
-"""The student: a text embedding becomes an image and its taps, layer for layer the teacher's mirror."""
+"""The student: from a text embedding to an image and its taps, the teacher's mirror image."""
 
 from __future__ import annotations
 

@@ -232,5 +232,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise ValueError(f"{path} is not a readable weight file: {error}") from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a table of tensors")
+        raise ValueError(  # noqa: TRY004 (the file is wrong, not the caller's type)
+            f"{path} holds a {type(loaded).__name__}, expected a table of tensors"
+        )
     return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}

@@ -13,7 +13,7 @@ from torch.nn import functional
 from sdn.captions import normalise
 from sdn.data.images import to_image
 from sdn.metrics import tap_features
-from sdn.teacher import Teacher, empty_teacher
+from sdn.teacher import Teacher, channels_last, empty_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,15 +71,13 @@ class Classifier(nn.Module):
     def __init__(self, teacher: Teacher, resolution: int, heads: dict[str, int]) -> None:
         super().__init__()
         self.teacher = teacher
-        self.convs = nn.ModuleDict()
+        self.convs, self.norms = nn.ModuleDict(), nn.ModuleDict()
         for name, conv in teacher.convs.items():
             assert isinstance(conv, nn.Conv2d)
             fitted = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(fitted.weight, nonlinearity="relu")
             self.convs[name] = fitted
-        self.norms = nn.ModuleDict(
-            {name: nn.BatchNorm2d(c.out_channels) for name, c in self.convs.items()}
-        )
+            self.norms[name] = nn.BatchNorm2d(conv.out_channels)
         side = resolution // 2 ** len(teacher.blocks)
         # A list: label names come from users' files and need not be names of modules.
         self.head_names = tuple(heads)
@@ -141,7 +139,7 @@ def fit_teacher(
         torch.manual_seed(config.seed)
         sizes = {head: len(names) for head, names in targets.classes.items()}
         model = Classifier(empty_teacher(config), pixels.shape[-1], sizes)
-    model = model.to(memory_format=torch.channels_last)
+    model = channels_last(model)
     generator = torch.Generator().manual_seed(config.seed)
     batch = min(config.batch, len(pixels))
     per_epoch = len(pixels) // batch
@@ -165,12 +163,13 @@ def fit_teacher(
                 logits = model(image)
             loss = heads_loss(logits, {h: v[rows] for h, v in targets.values.items()})
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             step += 1
             report(step, float(loss.detach()))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def heads_loss(logits: dict[str, Tensor], values: dict[str, Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from sdn.checkpoint import Checkpoint
 from sdn.config import to_dict
 from sdn.data.images import to_image
 from sdn.stages import STAGES, StageName, scales_of
+from sdn.teacher import Teacher, channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sdn.config import StageConfig
     from sdn.data.records import Batch
     from sdn.student import Student, Taps
-    from sdn.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ def average_decay(step: int, steps: int, config: StageConfig) -> float:
 
 
 class Trainer:
-    """One stage on one rank: student, optimizer and moving average, and the step that moves them."""
+    """One stage on one rank: student, optimizer, moving average, and the step that moves them."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Trainer:
         """
         self.stage, self.config, self.steps, self.precision = stage, config, steps, precision
         self.device = next(student.parameters()).device
-        self.student = student.to(memory_format=torch.channels_last)
+        self.student = channels_last(student)
         self.teacher = teacher
         self.scales = scales_of(config, tap_means)
         self.forward: Callable[[Tensor], Taps] = wrap(self.student)
@@ -267,12 +267,12 @@ class Embedder:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """ "float32" or "bf16": as wanted, or for "auto" the one that is faster here, measured once."""
+    """The precision to compute in: as wanted, or for "auto" the faster one here, measured once."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
-    conv = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    conv = channels_last(nn.Conv2d(64, 64, 3, padding=1))
     image = torch.randn(16, 64, 16, 16).contiguous(memory_format=torch.channels_last)
     seconds = {}
     for name in ("float32", "bf16"):
@@ -280,7 +280,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         for _ in range(6):
             began = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
-                functional.relu(conv(image)).float().sum().backward()
+                functional.relu(conv(image)).float().sum().backward()  # type: ignore[no-untyped-call]
             times.append(time.perf_counter() - began)
         seconds[name] = sorted(times)[2]
     return "bf16" if seconds["bf16"] < 0.8 * seconds["float32"] else "float32"
@@ -297,7 +297,7 @@ def _finite(losses: dict[str, float], step: int) -> dict[str, float]:
     return named | {"loss/total": sum(losses.values())}
 
 
-def _copied(value: object) -> object:
+def _copied(value: Any) -> Any:
     """A nested state with every tensor copied to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
