@@ -135,7 +135,7 @@ def captions(run: Run, data: Done, taught: Done) -> Job:
 
 
 def possible_workers(config: RunConfig, stage: StageConfig, settings: Settings) -> int:
-    """The recipe's workers, or as many as this machine has cores for; a cluster gets what it asks."""
+    """The recipe's workers, at most one a core of this machine; a cluster gets what it asks for."""
     if settings.ray_address is not None:
         return config.workers
     fitting = range(min(config.workers, cores(settings)), 0, -1)
