@@ -42,7 +42,7 @@ def normalise(caption: str) -> str:
 
     "Santa Claus: dark skin tone" and "santa claus - dark skin tone" become the same text.
     """
-    plain = unicodedata.normalize("NFKD", caption).casefold()
+    plain = unicodedata.normalize("NFKD", caption).casefold().replace("\u2019", "'")
     kept = (c if c.isalnum() or c in _CODES else " " for c in plain if not unicodedata.combining(c))
     return " ".join("".join(kept).split())
 
@@ -162,7 +162,7 @@ class SentenceEncoder(nn.Module):
         self.dim, self.max_chars = dim, max_chars
         self.config = {"dim": dim, "max_chars": max_chars, "seed": seed}
         self._model = _sentence_model()
-        width = self._model.get_sentence_embedding_dimension()
+        width = self._model.get_embedding_dimension()
         generator = torch.Generator().manual_seed(seed)
         projection = torch.eye(width)
         if dim != width:
