@@ -134,7 +134,9 @@ def _curves_png(name: str, folder: Path) -> str:
     for term in points[0]["losses"]:
         wide = 2.5 if term == "loss/total" else 0.8
         axes.plot(seen, [p["losses"][term] for p in points], label=term, linewidth=wide)
-    axes.set(yscale="log", xlabel="images seen", ylabel="weighted loss", title=name.replace("_", " "))
+    axes.set(
+        yscale="log", xlabel="images seen", ylabel="weighted loss", title=name.replace("_", " ")
+    )
     axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
