@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -87,22 +88,34 @@ def recipes(*, as_json: JsonOption = False) -> None:
 @app.command()
 def prepare(
     source: Annotated[str, typer.Argument(help="Name of a source, such as folder or openmoji.")],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the data set.")],
+    out: Annotated[
+        str, typer.Option("--out", help="Where the data set goes: a new folder, or s3://...")
+    ],
     path: Annotated[str | None, typer.Argument(help="Where the source lies.")] = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn captioned images into WebDataset shards with index and manifest."""
     with _errors():
+        from pipelines import s3
         from pipelines.flows.pipeline import parse_overrides
+        from pipelines.settings import Settings
         from sdn.config import DataConfig, with_overrides
+        from sdn.data.manifest import MANIFEST
         from sdn.data.shards import write_dataset
         from sdn.data.sources import attribution, read_source
 
         config = with_overrides(DataConfig(source=source, path=path), parse_overrides(set_ or []))
-        manifest = write_dataset(
-            read_source(config), out, config, attribution=attribution(source), report=_counting
-        )
+        with _local_copy(out) as folder:
+            manifest = write_dataset(
+                read_source(config),
+                folder,
+                config,
+                attribution=attribution(source),
+                report=_counting,
+            )
+            if "://" in out:
+                s3.upload(folder, out, Settings().s3_endpoint, last=MANIFEST)
         samples = {split: manifest.samples(split) for split in manifest.splits}
         rows = [
             *((f"{split} samples", str(n)) for split, n in samples.items()),
@@ -111,9 +124,9 @@ def prepare(
             ("manifest", manifest.digest),
         ]
         if not as_json:
-            _table(("data set", str(out)), rows)
+            _table(("data set", out), rows)
         found = {
-            "folder": str(out),
+            "folder": out,
             "manifest": manifest.digest,
             "samples": samples,
             "exclusions": manifest.exclusions,
@@ -124,14 +137,19 @@ def prepare(
 
 @app.command()
 def verify(
-    uri: Annotated[str, typer.Argument(help="Folder of a prepared data set.")],
+    uri: Annotated[str, typer.Argument(help="A prepared data set: a folder, or s3://...")],
     as_json: JsonOption = False,
 ) -> None:
     """Check every byte of a data set; exit 1 with the list of damages."""
     with _errors():
+        from pipelines import s3
+        from pipelines.settings import Settings
         from sdn.data.verification import verify as find_damages
 
-        damages = find_damages(Path(uri))
+        with _local_copy(uri) as folder:
+            if "://" in uri:
+                s3.download(uri, folder, Settings().s3_endpoint)
+            damages = find_damages(folder)
         if not as_json:
             for damage in damages:
                 _say(f"damaged: {damage}")
@@ -216,6 +234,18 @@ def doctor(store: StoreOption = None, *, as_json: JsonOption = False) -> None:
         _answer({"checks": [c.as_dict() for c in checks]}, as_json=as_json)
         if not all(c.ok for c in checks):
             raise typer.Exit(1)
+
+
+@contextmanager
+def _local_copy(place: str) -> Iterator[Path]:
+    """The folder itself, or a temporary one that stands for a place on S3."""
+    if "://" not in place:
+        yield Path(place)
+        return
+    if not place.startswith("s3://"):
+        raise ValueError(f"{place}: expected a folder or s3://bucket/prefix")
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _quiet() -> None:

@@ -99,7 +99,7 @@ class Display:
         say = self.console.print
         if found["nothing_to_do"]:
             say("nothing to do: every stage was done already")
-        say(f"top 1 on unseen compositions: {found['headline']:.1%}")
+        say(f"top 1 on {found['test_is']}: {found['headline']:.1%}")
         role = "champion" if model["champion"] else "challenger"
         say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")
         say(f"contact sheet: {found['contact_sheet']}")

@@ -30,15 +30,15 @@ def cores(settings: Settings) -> int:
     return settings.cpus or len(os.sched_getaffinity(0))
 
 
-@contextmanager
-def ray_session(settings: Settings) -> Iterator[None]:
-    """Ray for the duration of a run: the cluster at the configured address, or one in process."""
+def start_ray(settings: Settings) -> None:
+    """Connect to the cluster at the configured address, or start Ray in this process; once."""
     import ray
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if settings.s3_endpoint is not None:  # where Ray keeps checkpoints on S3
+        os.environ.setdefault("AWS_ENDPOINT_URL", settings.s3_endpoint)
     if ray.is_initialized():
-        yield
         return
     here = settings.ray_address is None
     ray.init(
@@ -51,9 +51,15 @@ def ray_session(settings: Settings) -> Iterator[None]:
         logging_level=logging.ERROR,
         configure_logging=False,
     )
-    try:
-        yield
-    finally:
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the Ray that was started here; nothing where none was started."""
+    import sys
+
+    if "ray" in sys.modules:
+        import ray
+
         ray.shutdown()
 
 

@@ -41,7 +41,7 @@ def release(
             parent,
             run.store.fetch(two.folder),
             name=name,
-            caption=example_caption(run.config),
+            caption=example_caption(run.config, scored),
             card=model_card(run, stages),
             tags={f"sdn.key.{n}": done.key for n, done in stages.items()}
             | {"sdn.manifest": stages["prepare"].result["manifest"]},
@@ -75,9 +75,11 @@ def _track(run: Run, tracker: Tracker, parent: str, stages: dict[str, Done]) -> 
         tracker.finish(parent)
 
 
-def example_caption(config: RunConfig) -> str:
+def example_caption(config: RunConfig, scored: Done) -> str:
     """A caption to show the model's input with."""
-    return "Santa Claus: dark skin tone" if config.data.source == "openmoji" else "a caption"
+    if config.data.source == "openmoji":
+        return "Santa Claus: dark skin tone"
+    return str(scored.result["example"])
 
 
 def model_card(run: Run, stages: dict[str, Done]) -> str:

@@ -64,6 +64,7 @@ def write_evaluation(
         "model": last,
         "headline": found.scores[last]["pixels/top1_score"],
         "captions": len(found.captions),
+        "example": found.captions[0],
     }
     (folder / SCORES).write_text(json.dumps(result, indent=2))
     curves = {name: run.store.fetch(done.folder) for name, done in models.items()}

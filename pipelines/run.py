@@ -91,20 +91,21 @@ class Job:
 def perform(run: Run, job: Job) -> Done:
     """Do a stage's work unless the store has its result; a result is whole or absent."""
     stage = job.stage
-    found = run.store.done(stage.folder)
-    fresh = found is None
-    if found is None:
-        began = time.monotonic()
-        result = job.work(run.store.workspace(stage.folder))
-        found = {
-            "stage": stage.name,
-            "key": stage.key,
-            "config": stage.config,
-            "inputs": stage.inputs,
-            "result": result,
-            "seconds": round(time.monotonic() - began, 2),
-        }
-        run.store.publish(stage.folder, found)
+    with run.store.lock(stage.folder):
+        found = run.store.done(stage.folder)
+        fresh = found is None
+        if found is None:
+            began = time.monotonic()
+            result = job.work(run.store.workspace(stage.folder))
+            found = {
+                "stage": stage.name,
+                "key": stage.key,
+                "config": stage.config,
+                "inputs": stage.inputs,
+                "result": result,
+                "seconds": round(time.monotonic() - began, 2),
+            }
+            run.store.publish(stage.folder, found)
     return Done(
         name=stage.name,
         key=stage.key,

@@ -7,9 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipelines.store import DONE, StoreError, clear, files_below, read_mark
+from pipelines.store import DONE, StoreError, clear, files_below, folder_lock, read_mark, write_mark
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 
@@ -29,12 +30,13 @@ class S3Store:
         config = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=5)
         self.client = boto3.client("s3", endpoint_url=endpoint, config=config)
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """Key of a file of the store in its bucket."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def check(self) -> None:
         """As in `Store`."""
-        key = self._key(".probe")
+        key = self.key(".probe")
         try:
             self.client.put_object(Bucket=self.bucket, Key=key, Body=b"")
             self.client.delete_object(Bucket=self.bucket, Key=key)
@@ -48,7 +50,7 @@ class S3Store:
     def done(self, name: str) -> dict[str, Any] | None:
         """As in `Store`."""
         try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self._key(f"{name}/{DONE}"))
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"))
         except self.client.exceptions.NoSuchKey:
             return None
         mark: dict[str, Any] = json.loads(answer["Body"].read())["result"]
@@ -60,6 +62,10 @@ class S3Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def lock(self, name: str) -> AbstractContextManager[object]:
+        """As in `Store`: among the processes that share this local copy."""
+        return folder_lock(self.cache, name)
+
     def publish(self, name: str, result: dict[str, Any]) -> None:
         """As in `Store`: files with checksums first, then the mark that lists them."""
         folder = self.cache / name
@@ -69,12 +75,12 @@ class S3Store:
             self.client.upload_file(
                 str(path),
                 self.bucket,
-                self._key(f"{name}/{names[-1]}"),
+                self.key(f"{name}/{names[-1]}"),
                 ExtraArgs={"ChecksumAlgorithm": "SHA256"},
             )
         body = json.dumps({"result": result, "files": names}).encode()
-        self.client.put_object(Bucket=self.bucket, Key=self._key(f"{name}/{DONE}"), Body=body)
-        self._complete(folder, result)
+        self.client.put_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"), Body=body)
+        write_mark(folder, result)
 
     def fetch(self, name: str) -> Path:
         """As in `Store`."""
@@ -83,19 +89,19 @@ class S3Store:
             return folder
         if self.done(name) is None:
             raise StoreError(f"{self.uri}/{name} is not finished: run the stage that makes it")
-        answer = self.client.get_object(Bucket=self.bucket, Key=self._key(f"{name}/{DONE}"))
+        answer = self.client.get_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"))
         mark = json.loads(answer["Body"].read())
         clear(folder)
         for relative in mark["files"]:
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.client.download_file(self.bucket, self._key(f"{name}/{relative}"), str(target))
-        self._complete(folder, mark["result"])
+            self.client.download_file(self.bucket, self.key(f"{name}/{relative}"), str(target))
+        write_mark(folder, mark["result"])
         return folder
 
     def list(self, name: str) -> list[str]:
         """As in `Store`."""
-        prefix = self._key(name) + "/"
+        prefix = self.key(name) + "/"
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=prefix, Delimiter="/"
         )
@@ -105,8 +111,40 @@ class S3Store:
             for found in page.get("CommonPrefixes", ())
         )
 
-    @staticmethod
-    def _complete(folder: Path, result: dict[str, Any]) -> None:
-        from pipelines.store import write_mark
 
-        write_mark(folder, result)
+def upload(folder: Path, uri: str, endpoint: str | None, *, last: str) -> None:
+    """Copy a local folder to `s3://bucket/prefix`, the file named `last` after all others.
+
+    Raises:
+        StoreError: the bucket cannot be written; nothing that has `last` is left then.
+    """
+    store = S3Store(uri, folder, endpoint)
+    store.check()
+    for path in sorted(files_below(folder), key=lambda path: path.name == last):
+        key = store.key(str(path.relative_to(folder)))
+        extra = {"ChecksumAlgorithm": "SHA256"}
+        store.client.upload_file(str(path), store.bucket, key, ExtraArgs=extra)
+
+
+def download(uri: str, folder: Path, endpoint: str | None) -> None:
+    """Copy everything below `s3://bucket/prefix` into a local folder.
+
+    Raises:
+        StoreError: there is nothing, or it cannot be read.
+    """
+    store = S3Store(uri, folder, endpoint)
+    prefix = f"{store.prefix}/" if store.prefix else ""
+    try:
+        pages = store.client.get_paginator("list_objects_v2").paginate(
+            Bucket=store.bucket, Prefix=prefix
+        )
+        names = [
+            found["Key"][len(prefix) :] for page in pages for found in page.get("Contents", ())
+        ]
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            store.client.download_file(store.bucket, store.key(name), str(folder / name))
+    except Exception as error:
+        raise StoreError(f"{uri} cannot be read ({error}); see `sdn doctor --store`") from error
+    if not names:
+        raise StoreError(f"there is nothing at {uri}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 DONE = "done.json"
 
@@ -36,6 +37,9 @@ class Store(Protocol):
 
     def workspace(self, name: str) -> Path:
         """A local folder in which to build `name`; kept if the work is interrupted."""
+
+    def lock(self, name: str) -> AbstractContextManager[object]:
+        """Held while `name` is built: a second run on this machine waits and finds it done."""
 
     def publish(self, name: str, result: dict[str, Any]) -> None:
         """Make the workspace of `name` a finished folder with this result."""
@@ -95,6 +99,10 @@ class LocalStore:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def lock(self, name: str) -> AbstractContextManager[object]:
+        """As in `Store`; the system lets go of it if this process dies."""
+        return folder_lock(self.root, name)
+
     def publish(self, name: str, result: dict[str, Any]) -> None:
         """As in `Store`."""
         write_mark(self.root / name, result)
@@ -109,6 +117,15 @@ class LocalStore:
         """As in `Store`."""
         folder = self.root / name
         return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def folder_lock(root: Path, name: str) -> AbstractContextManager[object]:
+    """A lock on this machine for the folder `name` below `root`."""
+    from filelock import FileLock
+
+    path = root / "locks" / f"{name.replace('/', '-')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
 
 
 def read_mark(folder: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.launch import choose_weights, cores, ray_session, search_weights, train_stage
+from pipelines.launch import choose_weights, cores, search_weights, start_ray, train_stage
 from pipelines.points import PointLog
 from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage
@@ -56,6 +56,27 @@ def prepare_stage(config: RunConfig) -> Stage:
         config=to_dict(config.data),
         inputs={"source": source_fingerprint(config.data.source, config.data.path)},
     )
+
+
+def check_splits(config: RunConfig, data: Done) -> None:
+    """Refuse data on which a later stage would fail, before anything is trained.
+
+    Raises:
+        ValueError: no test split, or no validation split where trials are to be ranked on it.
+    """
+    samples = data.result["samples"]
+    found = ", ".join(f"{split} {count}" for split, count in samples.items())
+    if not samples.get("test"):
+        raise ValueError(
+            f"the data set has no test images to evaluate on ({found}): raise data.test_share, add "
+            "images, or put some into a folder named test"
+        )
+    if config.search.trials > 1 and not samples.get("validation"):
+        raise ValueError(
+            f"the data set has no validation images to rank trials on ({found}): raise "
+            "data.validation_share, put some images into a folder named validation, or search "
+            "nothing with --set search.trials=0"
+        )
 
 
 def source_fingerprint(source: str, path: str | None) -> str:
@@ -192,7 +213,8 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
         count = possible_workers(config, stage_config, run.settings)
         threads = min(config.threads or cores(run.settings), max(1, cores(run.settings) // count))
         workers: list[dict[str, Any]] = []
-        with PointLog(folder) as points, ray_session(run.settings):
+        start_ray(run.settings)
+        with PointLog(folder) as points:
 
             def listen(kind: str, values: dict[str, Any]) -> None:
                 if kind == "step":
@@ -249,14 +271,14 @@ def search(run: Run, inputs: dict[str, Done]) -> Job:
                 f"trial {len(ended)} of {config.search.trials}: score {values['score']}",
             )
 
-        with ray_session(run.settings):
-            trials = search_weights(
-                _order(run, "stage_two", short, inputs, threads=1),
-                name=stage.short,
-                config=config,
-                settings=run.settings,
-                listen=listen,
-            )
+        start_ray(run.settings)
+        trials = search_weights(
+            _order(run, "stage_two", short, inputs, threads=1),
+            name=stage.short,
+            config=config,
+            settings=run.settings,
+            listen=listen,
+        )
         weights, best = choose_weights(trials, config.search.margin)
         (folder / "trials.json").write_text(json.dumps(trials, indent=2))
         return {"weights": to_dict(weights), "trials": trials, "best": best}

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from pipelines import work
 from pipelines.flows.stages import Progress, Tracked, do
+from pipelines.launch import stop_ray
 from pipelines.release import example_caption, release
 from pipelines.run import Done, Run, RunSpec
 from pipelines.stage import Stage
@@ -55,13 +56,22 @@ def pipeline(
     Returns:
         What was done and where it lies; JSON values.
     """
-    began = time.monotonic()
     run = RunSpec(recipe, parse_overrides(changes), store).open(Progress())
     show_config(run)
     run.store.check()
+    try:
+        return chain(run)
+    finally:
+        stop_ray()
+
+
+def chain(run: Run) -> dict[str, Any]:
+    """The stages in their order; what they hand on are keys and folders."""
+    began = time.monotonic()
     tracker = Tracker(run.settings, run.config.name)
 
     data = do(run, work.prepare(run))
+    work.check_splits(run.config, data)
     tracked = Tracked(tracker, parent_run(run, tracker, data))
     tracked.finished(data, run.store.fetch(data.folder))
     taught = do(run, work.teacher(run, data), tracked)
@@ -110,8 +120,7 @@ def show_result(folder: Path, scored: Done, registered: dict[str, Any]) -> None:
     picture = base64.b64encode((folder / SHEET).read_bytes()).decode()
     lines = [
         f"# {registered['name']} version {registered['version']}",
-        f"Top 1 on unseen compositions: **{scored.result['headline']:.1%}**. "
-        f"{registered['reason']}",
+        f"Top 1 on test captions: **{scored.result['headline']:.1%}**. {registered['reason']}",
         "",
         "| | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---:|" * len(COLUMNS),
@@ -137,7 +146,10 @@ def summary(
         "store": run.store.uri,
         "model": registered,
         "tracking_uri": tracking_uri(run.settings),
-        "example": example_caption(run.config),
+        "example": example_caption(run.config, stages["evaluate"]),
+        "test_is": "unseen compositions"
+        if run.config.data.source == "openmoji"
+        else "test captions",
         "store_option": f" --store {run.spec.store}" if run.spec.store else "",
         "headline": stages["evaluate"].result["headline"],
         "captions": stages["evaluate"].result["captions"],

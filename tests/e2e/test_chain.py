@@ -216,7 +216,7 @@ def wait_for_points(store: Path, first, process: subprocess.Popen, step: int) ->
 
 def test_damaged_shards_stop_training_with_their_name(chain, tmp_path):
     """The workers read the tars themselves: a flipped byte in one is found and named."""
-    here, answer = chain
+    here, _ = chain
     tar = next(folder_of(chain, "prepare").glob("train-*.tar"))
     whole = tar.read_bytes()
     try:

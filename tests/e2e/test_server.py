@@ -51,7 +51,7 @@ def wait_until(check, seconds: float, what: str):
 
 
 def test_a_worker_runs_the_deployed_flow(chain, tmp_path):
-    """`prefect deploy --all` on a server; a run made there by REST is done by a worker, with Ray."""
+    """`prefect deploy --all` on a server; a run created there is done by a worker, with Ray."""
     here, _ = chain
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
