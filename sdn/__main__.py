@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of all results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    chosen = parser.parse_args(arguments)
+    # Intermixed: captions may stand after options too.
+    chosen = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(chosen.threads)
     try:
         changes = dict(change.split("=", 1) for change in chosen.set)
@@ -119,11 +120,18 @@ def _distil(name: StageName, config: RunConfig, work: Path, device: torch.device
 
 
 def generate(captions: list[str], work: Path) -> None:
-    """Draw captions with stage two's model, or stage one's where that is all there is."""
+    """Draw captions with stage two's model, or stage one's where that is all there is.
+
+    Raises:
+        ValueError: no captions, or one that no picture can be made of.
+        FileNotFoundError: no stage has finished.
+    """
     from PIL import Image
 
     from sdn.sampling import STUDENT, open_synthesizer
 
+    if not captions:
+        raise ValueError('nothing to draw: give captions, as in `generate "a red bird"`')
     finished = [work / step for step in ("stage-two", "stage-one")]
     folder = next((path for path in finished if (path / STUDENT).is_file()), finished[0])
     for caption, pixels in zip(captions, open_synthesizer(folder)(captions), strict=True):
