@@ -34,7 +34,7 @@ def start_ray(settings: Settings) -> None:
     """Connect to the cluster at the configured address, or start Ray in this process; once."""
     import ray
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if settings.s3_endpoint is not None:  # where Ray keeps checkpoints on S3
         os.environ.setdefault("AWS_ENDPOINT_URL", settings.s3_endpoint)

@@ -43,10 +43,7 @@ def openmoji() -> RunConfig:
         stage_one=_replace(stage, epochs=2),
         # A trial on one core in 45 s; what it gains must exceed the noise of 169 captions.
         search=SearchConfig(trials=4, images=5_000, low=1 / 3, high=3, margin=0.01),
-        stage_two=_replace(stage, epochs=22, weights=_replace(weights, image=60)),
-        # At 8 images a process, two processes of one thread outrun one of two.
-        workers=2,
-        threads=1,
+        stage_two=_replace(stage, epochs=18, weights=_replace(weights, image=60)),
     )
 
 
