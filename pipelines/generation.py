@@ -34,8 +34,9 @@ def find_model(model: str | None, store: str | None) -> tuple[Path, str]:
 
     settings = Settings() if store is None else Settings(store=store)
     if settings.tracking_uri is None and not (settings.local / "mlflow.db").exists():
+        wanted = f"no model {model}: " if model else ""
         raise RegistryError(
-            f"nothing is registered in {settings.store}: `sdn run` trains and registers a model, "
+            f"{wanted}nothing is registered in {settings.store}: `sdn run` trains and registers a model, "
             "--model names a model folder, --store another store"
         )
     if model is None:

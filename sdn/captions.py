@@ -131,10 +131,10 @@ class CharCnnRnn(nn.Module):
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """(B, D) float32, without gradient."""
-        with torch.inference_mode():
+        with torch.no_grad():
             codes = characters(captions, self.max_chars).to(self.out.weight.device)
             embedding: Tensor = self(codes)
-            return embedding.float().clone()
+            return embedding.float()
 
     def even_out(self, mean: Tensor, turn: Tensor) -> None:
         """Fold `(embedding - mean) @ turn` into the last layer: the student gets even input.
@@ -178,7 +178,8 @@ class SentenceEncoder(nn.Module):
             found: Tensor = self._model.encode(
                 texts, convert_to_tensor=True, show_progress_bar=False
             )
-            return ((found.float().cpu() @ self.projection - self.mean) @ self.turn).clone()
+        # Cloned outside: an inference tensor could not be read by a student that is trained.
+        return (found.float().cpu().clone() @ self.projection - self.mean) @ self.turn
 
     def even_out(self, mean: Tensor, turn: Tensor) -> None:
         """As in `CharCnnRnn`."""

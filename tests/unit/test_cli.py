@@ -225,7 +225,7 @@ def test_prepare_from_nothing(tmp_path):
 def test_generate_with_nothing_registered(tmp_path):
     """Without a champion, `sdn generate` says how to get one and draws nothing."""
     done = sdn("generate", "a bird", "--store", tmp_path / "store")
-    refused(done, "no champion is registered", "sdn run", "--model", "--store")
+    refused(done, "nothing is registered", "sdn run", "--model", "--store")
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -243,7 +243,7 @@ def test_a_refusal_is_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: no champion is registered in store")
+    assert line.startswith("error: nothing is registered in store")
 
 
 def test_generate_with_an_unknown_model(tmp_path):

@@ -84,7 +84,7 @@ def test_model_folder_needs_no_registry(tmp_path):
 
 def test_nothing_registered(tmp_path):
     """Without a champion the text says how to get one or name another."""
-    with pytest.raises(RegistryError, match="no champion is registered") as caught:
+    with pytest.raises(RegistryError, match="nothing is registered") as caught:
         find_model(None, str(tmp_path / "store"))
     for word in (str(tmp_path / "store"), "sdn run", "--model", "--store"):
         assert word in str(caught.value)
