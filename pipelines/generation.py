@@ -36,8 +36,8 @@ def find_model(model: str | None, store: str | None) -> tuple[Path, str]:
     if settings.tracking_uri is None and not (settings.local / "mlflow.db").exists():
         wanted = f"no model {model}: " if model else ""
         raise RegistryError(
-            f"{wanted}nothing is registered in {settings.store}: `sdn run` trains and registers a model, "
-            "--model names a model folder, --store another store"
+            f"{wanted}nothing is registered in {settings.store}: `sdn run` trains and registers a "
+            "model, --model names a model folder, --store another store"
         )
     if model is None:
         names = champions(settings)
