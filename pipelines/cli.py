@@ -198,21 +198,18 @@ def evaluate(
         str | None,
         typer.Option("--model", help="As for generate; its data set and teacher are used."),
     ] = None,
-    recipe: Annotated[str, typer.Argument(help="Recipe whose run is evaluated.")] = "openmoji",
     store: StoreOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on the test captions of a recipe's data set, baselines beside it."""
+    """Score a model on the test captions of its data set, baselines beside it."""
     with _errors():
         _quiet()
         from pipelines.console import Display
         from pipelines.flows.pipeline import parse_overrides
         from pipelines.generation import score_model
-        from pipelines.run import RunSpec
 
-        opened = RunSpec(recipe, parse_overrides(set_ or []), store).open()
-        found = score_model(opened, model)
+        found = score_model(model, store, parse_overrides(set_ or []), _scored)
         if not as_json:
             Display(to_stderr=False).scores(found["scores"], found["captions"])
         _answer(found, as_json=as_json)
@@ -234,6 +231,25 @@ def doctor(store: StoreOption = None, *, as_json: JsonOption = False) -> None:
         _answer({"checks": [c.as_dict() for c in checks]}, as_json=as_json)
         if not all(c.ok for c in checks):
             raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    store: StoreOption = None,
+    mlflow_port: Annotated[int, typer.Option("--mlflow-port", min=1, max=65535)] = 5000,
+    prefect_port: Annotated[int, typer.Option("--prefect-port", min=1, max=65535)] = 4200,
+) -> None:
+    """Open the pages of MLflow and Prefect on this machine, until Ctrl-C."""
+    with _errors():
+        _quiet()
+        from pipelines.orphans import ended_with_this_process
+        from pipelines.settings import Settings
+        from pipelines.ui import serve
+
+        settings = Settings() if store is None else Settings(store=store)
+        with ended_with_this_process():
+            status = serve(settings, mlflow_port, prefect_port, _say)
+        raise typer.Exit(status)
 
 
 @contextmanager
@@ -288,6 +304,10 @@ def _say(text: str, *, error: bool = False) -> None:
 def _counting(count: int) -> None:
     if sys.stderr.isatty():
         typer.echo(f"\r{count} records", nl=False, err=True)
+
+
+def _scored(row: str) -> None:
+    _say(f"scored: {row}", error=True)
 
 
 def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -104,6 +104,5 @@ class Display:
         say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")
         say(f"contact sheet: {found['contact_sheet']}")
         say(f"report: {found['report']}")
-        say(f"runs and models: mlflow ui --backend-store-uri {found['tracking_uri']}")
-        say("flows: prefect server start")
+        say(f"runs, models ({found['tracking_uri']}) and flows: sdn ui{found['store_option']}")
         say(f'generate: sdn generate "{found["example"]}"{found["store_option"]}')

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.run import RunSpec, perform
 from pipelines.settings import Settings
+from pipelines.store import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from pipelines.run import Run
+    from pipelines.run import Done, Job, Run
 
 
 def find_model(model: str | None, store: str | None) -> tuple[Path, str]:
@@ -96,26 +100,52 @@ def write_images(
     return names
 
 
-def score_model(run: Run, model: str | None) -> dict[str, Any]:
-    """Scores of a model on the test split of the data that a run prepared.
+def score_model(
+    model: str | None,
+    store: str | None,
+    overrides: dict[str, str],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Scores of a model on the test split of the data it was trained for; trains nothing.
+
+    Args:
+        model: as for `find_model`.
+        store: in place of the configured one; holds the model's data set and teacher.
+        overrides: changes to the config that the model was trained with.
+        report: called with the name of each row when it is scored.
 
     Raises:
-        StoreError: the run's data or teacher are not in the store.
+        StoreError: the model's data or teacher are not in the store.
+        RegistryError: no such model.
     """
     from pipelines import work
-    from pipelines.run import perform
+    from sdn.config import RunConfig, from_dict, with_overrides
     from sdn.evaluation import evaluate
-    from sdn.stage_run import StageInputs
+    from sdn.stage_run import CONFIG, StageInputs
 
-    folder, name = find_model(model, run.spec.store)
-    jobs = work.prepare(run)
-    data = perform(run, jobs)
-    taught = perform(run, work.teacher(run, data))
-    encoder = perform(run, work.captions(run, data, taught))
+    folder, name = find_model(model, store)
+    saved = json.loads((folder / CONFIG).read_text())
+    config = with_overrides(from_dict(RunConfig, saved), overrides)
+    run = RunSpec(config.name, store=store).open()
+    run = dataclasses.replace(run, config=config)
+    data = _already(run, work.prepare(run))
+    taught = _already(run, work.teacher(run, data))
+    encoder = _already(run, work.captions(run, data, taught))
     inputs = StageInputs(
         data=run.store.fetch(data.folder),
         teacher=run.store.fetch(taught.folder),
         captions=run.store.fetch(encoder.folder),
     )
-    found = evaluate(run.config, inputs, {name: folder})
+    found = evaluate(config, inputs, {name: folder}, report)
     return {"model": name, "captions": len(found.captions), "scores": found.scores}
+
+
+def _already(run: Run, job: Job) -> Done:
+    """A stage that must be finished."""
+    if run.store.done(job.stage.folder) is None:
+        raise StoreError(
+            f"the store {run.store.uri} has no {job.stage.folder}, which this model is scored "
+            f"with: name the store of its run with --store, or make it with `sdn run "
+            f"{run.config.name}`"
+        )
+    return perform(run, job)

@@ -1,33 +1,50 @@
 """`python -m sdn`: the stages on one device with torch alone, from folder to folder.
 
-    python -m sdn prepare  --recipe openmoji --out work/data
-    python -m sdn teacher  --recipe openmoji --data work/data --out work/teacher
-    python -m sdn captions ... ; stage-one ... ; stage-two ... ; generate ...
+    python -m sdn all --recipe openmoji --work work        every stage, one after another
+    python -m sdn stage-two --recipe openmoji --work work  one of them
+    python -m sdn generate "a red bird" --work work
 
-Each command reads the folders that earlier ones wrote; `all` runs them one after another. Running
-a stage again goes on from its newest checkpoint.
+Each stage has a folder of its name below `--work` and reads those of earlier ones. A finished stage
+is not done again, an interrupted one goes on from its newest checkpoint, and a folder made from
+another config or other inputs is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sdn import checkpoint as checkpoints
-from sdn.config import with_overrides
+from sdn.config import to_dict, with_overrides
+from sdn.data.manifest import MANIFEST
 from sdn.recipes import RECIPES, recipe
+from sdn.sampling import ENCODER, STUDENT
+from sdn.stage_run import TEACHER
+from sdn.teacher import file_digest
 
 if TYPE_CHECKING:
     from sdn.config import RunConfig
     from sdn.stages import StageName
     from sdn.training import StepReport, Trainer
 
-STEPS = ("prepare", "teacher", "captions", "stage-one", "stage-two")
+RESULTS = {
+    "prepare": MANIFEST,
+    "teacher": TEACHER,
+    "captions": ENCODER,
+    "stage-one": STUDENT,
+    "stage-two": STUDENT,
+}
+"""Step -> the file by whose digest later steps know its result."""
+DONE = "done"
+"""Empty file in the folder of a finished step."""
+STEPS = tuple(RESULTS)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,8 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(chosen.threads)
     try:
-        changes = dict(change.split("=", 1) for change in chosen.set)
-        config = with_overrides(recipe(chosen.recipe), changes)
+        config = with_overrides(recipe(chosen.recipe), _changes(chosen.set))
         if chosen.step == "generate":
             generate(chosen.captions, chosen.work)
             return
@@ -57,10 +73,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_step(step: str, config: RunConfig, work: Path, device: torch.device, threads: int) -> None:
-    """Do one step into the folder of its name below `work`."""
+    """Do one step into the folder of its name below `work`.
+
+    Raises:
+        ValueError: the folder was made from another config or other inputs.
+        FileNotFoundError: an earlier step has not been done.
+    """
     folder = work / step
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"{step}: {folder}", file=sys.stderr)
+    _claim(step, config, work)
+    if (folder / DONE).exists():
+        print(f"{step}: already done", file=sys.stderr)
+        return
     if step == "prepare":
         _prepare(config, folder)
     elif step == "teacher":
@@ -74,15 +98,41 @@ def run_step(step: str, config: RunConfig, work: Path, device: torch.device, thr
         print(write_captions(folder, data, teacher, config.captions, threads=threads, report=_say))
     else:
         _distil("stage_one" if step == "stage-one" else "stage_two", config, work, device)
+    (folder / DONE).touch()
+
+
+def _claim(step: str, config: RunConfig, work: Path) -> None:
+    """Note what a step's folder is made from; refuse one that was made from something else."""
+    own = {"prepare": "data"}.get(step, step.replace("-", "_"))
+    wanted: dict[str, Any] = {"config": to_dict(getattr(config, own))}
+    if step.startswith("stage"):
+        wanted |= {"student": to_dict(config.student), "lanes": config.lanes}
+    for earlier in STEPS[: STEPS.index(step)]:
+        result = work / earlier / RESULTS[earlier]
+        if not (result.parent / DONE).exists():
+            raise FileNotFoundError(f"{step} needs {result.parent}: run `{earlier}` or `all` first")
+        wanted[earlier] = file_digest(result)
+    claim = work / step / "made-from.json"
+    if claim.exists() and json.loads(claim.read_text()) != wanted:
+        raise ValueError(
+            f"{work / step} was made from another config or other inputs (see {claim}): delete it "
+            "to make it anew, or name another --work"
+        )
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    claim.write_text(json.dumps(wanted, indent=2))
+
+
+def _changes(entries: list[str]) -> dict[str, str]:
+    wrong = [entry for entry in entries if "=" not in entry]
+    if wrong:
+        raise ValueError(f"expected --set key=value, not {wrong[0]!r}")
+    return dict(entry.split("=", 1) for entry in entries)
 
 
 def _prepare(config: RunConfig, folder: Path) -> None:
-    from sdn.data.manifest import MANIFEST
     from sdn.data.shards import write_dataset
     from sdn.data.sources import attribution, read_source
 
-    if (folder / MANIFEST).exists():
-        return
     data = config.data
     write_dataset(read_source(data), folder, data, attribution=attribution(data.source))
 
@@ -95,6 +145,8 @@ def _distil(name: StageName, config: RunConfig, work: Path, device: torch.device
 
     def save(trainer: Trainer) -> None:
         checkpoints.save(trainer.checkpoint(), folder / f"step-{trainer.step:09d}")
+        for old in sorted(folder.glob("step-*"))[:-2]:  # the one before stays, should this be torn
+            shutil.rmtree(old)
 
     def report(step: StepReport) -> None:
         total = step.losses["loss/total"]
@@ -128,7 +180,7 @@ def generate(captions: list[str], work: Path) -> None:
     """
     from PIL import Image
 
-    from sdn.sampling import STUDENT, open_synthesizer
+    from sdn.sampling import open_synthesizer
 
     if not captions:
         raise ValueError('nothing to draw: give captions, as in `generate "a red bird"`')

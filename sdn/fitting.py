@@ -12,6 +12,7 @@ from sdn.captions import normalise, save_encoder
 from sdn.data.loader import load_split
 from sdn.data.manifest import load_manifest
 from sdn.evaluation import probe_embedding
+from sdn.metrics import tap_features
 from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER
 from sdn.teacher import load_weights, open_teacher, save_teacher
@@ -22,7 +23,6 @@ from sdn.teacher_fitting import (
     head_accuracy,
     tap_means,
     targets_of,
-    teacher_features,
 )
 from sdn.training import choose_precision
 
@@ -124,7 +124,7 @@ def write_captions(
     """
     torch.set_num_threads(threads)
     train = load_split(data, "train")
-    features = teacher_features(open_teacher(teacher / TEACHER), train.pixels)
+    features = tap_features(open_teacher(teacher / TEACHER), train.pixels)
     steps = config.epochs * (len(train.keys) // min(config.batch, len(train.keys)))
     encoder = fit_captions(
         train.captions,

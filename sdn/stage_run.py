@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sdn.captions import open_encoder
+from sdn.config import to_dict
 from sdn.data.loader import batches
 from sdn.data.manifest import load_manifest
 from sdn.data.plan import Plan
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sdn.training import StepReport
 
 TEACHER, TAP_MEANS = "teacher.pt", "tap-means.json"
+CONFIG = "config.json"
+"""Of a model folder: the resolved config of the run that made it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +170,8 @@ def run_stage(
 def write_model(
     folder: Path, config: RunConfig, captions: Path, weights: dict[str, torch.Tensor]
 ) -> None:
-    """Write a model folder: the finished student and the caption encoder it reads."""
+    """Write a model folder: the finished student, the caption encoder it reads, and the config."""
+    (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=2))
     student = new_student(config)
     save_synthesizer(
         folder,

@@ -85,23 +85,6 @@ class Teacher(nn.Module):
         x = image * self.factor + self.shift
         return x.flip(1) if self.convention == "release" else x  # RGB to BGR
 
-    @property
-    def feature_dim(self) -> int:
-        """Length of `features`' vectors: the channels of every pool."""
-        return sum(channels for channels, _ in self.blocks)
-
-    def features(self, image: Tensor) -> Tensor:
-        """One vector an image: each pool's channels averaged over space.
-
-        Args:
-            image: (B, 3, H, W), RGB, in [-1, 1].
-
-        Returns:
-            (B, `feature_dim`), >= 0.
-        """
-        taps = self(image, [name for name in self.names if name.startswith("pool")])
-        return torch.cat([tap.float().mean(dim=(2, 3)) for tap in taps.values()], dim=1)
-
 
 def _affine(convention: Convention) -> tuple[Tensor, Tensor]:
     """Per-channel factor and shift from [-1, 1] to what the first convolution expects."""

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from sdn.captions import normalise
 from sdn.data.images import to_image
-from sdn.metrics import tap_features
 from sdn.teacher import Teacher, channels_last, empty_teacher
 
 if TYPE_CHECKING:
@@ -205,15 +204,6 @@ def tap_means(teacher: Teacher, pixels: Tensor, batch: int = 64) -> dict[str, fl
         for name, tap in teacher(image).items():
             sums[name] += float(tap.abs().mean()) * len(image)
     return {name: total / len(pixels) for name, total in sums.items()}
-
-
-@torch.inference_mode()
-def teacher_features(teacher: Teacher, pixels: Tensor, batch: int = 64) -> Tensor:
-    """(N, F) float32 of (N, 3, H, W) uint8 pixels: every pool, see `sdn.metrics.tap_features`.
-
-    Pools at 2x2 and not their means: two people of different tone must not change places.
-    """
-    return tap_features(teacher, pixels, batch)
 
 
 @torch.inference_mode()

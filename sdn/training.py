@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sdn.checkpoint import Checkpoint
 from sdn.config import to_dict
@@ -267,23 +266,16 @@ class Embedder:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """The precision to compute in: as wanted, or for "auto" the faster one here, measured once."""
+    """The precision to compute in: as wanted, or for "auto" bf16 where the device has it natively.
+
+    It depends on the hardware alone: a trial run of a few milliseconds would call it either way.
+    """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
-    conv = channels_last(nn.Conv2d(64, 64, 3, padding=1))
-    image = torch.randn(16, 64, 16, 16).contiguous(memory_format=torch.channels_last)
-    seconds = {}
-    for name in ("float32", "bf16"):
-        times = []
-        for _ in range(6):
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
-                functional.relu(conv(image)).float().sum().backward()  # type: ignore[no-untyped-call]
-            times.append(time.perf_counter() - began)
-        seconds[name] = sorted(times)[2]
-    return "bf16" if seconds["bf16"] < 0.8 * seconds["float32"] else "float32"
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
 
 
 def _finite(losses: dict[str, float], step: int) -> dict[str, float]:

@@ -174,6 +174,20 @@ print(json.dumps(asyncio.run(read())))
     assert "| stage two |" in result
 
 
+def test_the_registered_model_is_scored_again(chain):
+    """`sdn evaluate` finds data and teacher of a model by itself and comes to the run's scores."""
+    here, first = chain
+    model = f"models:/{first['model']['name']}/{first['model']['version']}"
+    done = here.sdn("evaluate", "--model", model, "--store", str(here.store), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["captions"] == first["captions"]
+    again, before = found["scores"][found["model"]], first["scores"]["stage two"]
+    assert again.keys() == before.keys()
+    assert again == pytest.approx(before, rel=1e-4)
+    assert found["scores"]["real"] == pytest.approx(first["scores"]["real"], rel=1e-4)
+
+
 def test_a_killed_run_goes_on_where_it_was(chain):
     """SIGKILL in the middle of stage two: no process stays, and the same command resumes it."""
     here, first = chain

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -59,6 +60,25 @@ def pictures(folder, count=12):
 
 def prepare(folder, out, *args):
     return sdn("prepare", "folder", folder, "--out", out, "--set", "resolution=32", *args)
+
+
+@pytest.mark.parametrize("server", ["mlflow", "prefect"])
+def test_a_port_in_use(server, tmp_path):
+    """A port in use and the option for another are named before anything is written."""
+    store = tmp_path / "store"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = sdn("ui", "--store", store, f"--{server}-port", port)
+    refused(done, f"port {port}", "in use", f"--{server}-port {port + 1}")
+    assert not store.exists()
+
+
+def test_ui_beside_a_configured_server(monkeypatch):
+    """Where the servers are configured, the address to open is named."""
+    monkeypatch.setenv("SDN_TRACKING_URI", "http://127.0.0.1:5001")
+    refused(sdn("ui"), "http://127.0.0.1:5001", "SDN_TRACKING_URI")
 
 
 def test_recipes():

@@ -1,5 +1,7 @@
 """`python -m sdn`: the whole chain in one process with torch alone, from folder to folder."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,32 @@ def test_a_finished_stage_run_again_trains_nothing(folder, monkeypatch):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_folder_made_from_something_else_is_refused(folder, monkeypatch):
+    """Another config below the same --work is refused by folder, and changes nothing."""
+    before = (folder / "work" / "captions" / "captions.pt").read_bytes()
+    monkeypatch.setitem(SMALL, "captions.epochs", 2)
+    with pytest.raises(SystemExit, match="made from another config or other inputs") as caught:
+        run("captions", folder)
+    assert "captions" in str(caught.value)
+    assert (folder / "work" / "captions" / "captions.pt").read_bytes() == before
+
+
+def test_a_step_before_its_inputs_names_what_to_run(tmp_path):
+    """A stage whose inputs are not there says which step makes them."""
+    with pytest.raises(SystemExit, match="run `prepare` or `all` first"):
+        main(["teacher", "--work", str(tmp_path), "--threads", "1"])
+
+
+def test_the_newest_two_checkpoints_are_kept(folder, monkeypatch):
+    """Older ones are removed as training goes on."""
+    monkeypatch.setitem(SMALL, "stage_one.checkpoint_images", 8)
+    shutil.rmtree(folder / "work" / "stage-one")
+    run("stage-one", folder)
+    kept = list((folder / "work" / "stage-one").glob("step-*"))
+    assert len(kept) == 2
+    assert max(kept) == newest(folder / "work" / "stage-one")
+
+
 def test_generate_writes_one_picture_a_caption(folder, capsys):
     """Each caption becomes a PNG at the model's resolution, and its path is printed."""
     run("generate", folder, "a red thing", "a blue thing")
@@ -117,6 +145,7 @@ def test_generate_writes_one_picture_a_caption(folder, capsys):
         ("generate", [], "give captions"),
         ("all", ["--set", "stage_one.epoch=3"], "did you mean stage_one.epochs"),
         ("all", ["--set", "data.resolution=50"], "multiple of 32"),
+        ("all", ["--set", "stage_one.epochs"], "expected --set key=value"),
     ],
 )
 def test_errors_are_one_line_with_the_remedy(folder, step, rest, words):

@@ -21,7 +21,6 @@ from sdn.teacher_fitting import (
     heads_loss,
     tap_means,
     targets_of,
-    teacher_features,
 )
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
@@ -270,8 +269,8 @@ def test_head_accuracy_counts_the_known_rows_only():
     assert head_accuracy(model, pixels, targets)["colour"] == pytest.approx(4 / 5)
 
 
-def test_tap_means_and_features_do_not_depend_on_the_batch():
-    """Mean absolute activations and features are over all images, uneven last batch included."""
+def test_tap_means_do_not_depend_on_the_batch():
+    """Mean absolute activations are over all images, uneven last batch included."""
     pixels, _ = toy(per_class=5)
     teacher = worn_classifier("vgg11", "symmetric").fold()
     means = tap_means(teacher, pixels, batch=4)
@@ -279,7 +278,3 @@ def test_tap_means_and_features_do_not_depend_on_the_batch():
         taps = teacher(to_image(pixels))
     assert list(means) == list(taps)
     assert means == pytest.approx({n: t.abs().mean().item() for n, t in taps.items()}, rel=1e-4)
-    features = teacher_features(teacher, pixels, batch=4)
-    assert len(features) == 15
-    assert features.dtype == torch.float32
-    torch.testing.assert_close(features, teacher_features(teacher, pixels, batch=15))

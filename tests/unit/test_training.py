@@ -522,12 +522,22 @@ def test_embedder_encodes_each_caption_once():
     assert asked[-1] == ["a", "dddd"]
 
 
-def test_choose_precision():
-    """What is wanted is taken; auto measures and gives one of the two."""
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "avx2": True}, "float32"),
+        ({"architecture": "arm64"}, "float32"),
+    ],
+)
+def test_choose_precision(found, expected, monkeypatch):
+    """What is wanted is taken; auto depends on what the processor has, and on nothing else."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     cpu = torch.device("cpu")
     assert choose_precision("bf16", cpu) == "bf16"
     assert choose_precision("float32", cpu) == "float32"
-    assert choose_precision("auto", cpu) in {"float32", "bf16"}
+    assert choose_precision("auto", cpu) == expected
 
 
 def test_resumed_stage_keeps_its_precision(inputs):
