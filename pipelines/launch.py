@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import gc
 import logging
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipelines.worker import StageOrder, run_trial, train_rank
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
     from pipelines.settings import Settings
     from sdn.config import RunConfig
+
+
+logger = logging.getLogger(__name__)
+_OVER = "over"
+"""Kind of the last item in the queue from the workers."""
 
 
 class TrainingError(RuntimeError):
@@ -34,6 +40,8 @@ def start_ray(settings: Settings) -> None:
     """Connect to the cluster at the configured address, or start Ray in this process; once."""
     import ray
 
+    # Workers as important as Ray's own processes, which would take what they want from a nice 15.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if settings.s3_endpoint is not None:  # where Ray keeps checkpoints on S3
@@ -110,6 +118,8 @@ def train_stage(
             result = trainer.fit()
         except TrainingFailedError as error:
             raise TrainingError(_reason(error)) from error
+    del trainer
+    gc.collect()  # its controller's actors stay, and take their share of a core, until then
     assert result.checkpoint is not None, "a finished stage saves its last step"
     with result.checkpoint.as_directory() as folder:
         from pathlib import Path
@@ -214,20 +224,25 @@ def choose_weights(trials: list[dict[str, Any]], margin: float) -> tuple[LossWei
 @contextmanager
 def _listening(points: Any, listen: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
     """Hand what workers say to `listen` in a thread, until the work is over and the queue empty."""
+    from ray.exceptions import RayError
     from ray.util.queue import Empty
 
-    over = threading.Event()
-
     def drain() -> None:
+        # Long waits: asking five times a second took 5% of a core from the training beside it.
         while True:
-            last = over.is_set()
             try:
-                while True:
-                    kind, values = points.get(timeout=0.2)
-                    listen(kind, values)
+                kind, values = points.get(timeout=30)
             except Empty:
-                if last:
-                    return
+                continue
+            except RayError:
+                logger.warning("the queue of the workers' reports is gone; training goes on")
+                return
+            if kind == _OVER:
+                return
+            try:
+                listen(kind, values)
+            except Exception as error:  # noqa: BLE001 (whatever a listener does)
+                logger.warning("a report of the workers was lost: %s", error)
 
     # In the caller's context: its listeners ask Prefect which run they belong to.
     context = contextvars.copy_context()
@@ -236,8 +251,9 @@ def _listening(points: Any, listen: Callable[[str, dict[str, Any]], None]) -> It
     try:
         yield
     finally:
-        over.set()
-        thread.join(timeout=30)
+        with suppress(RayError):
+            points.put((_OVER, {}))
+        thread.join(timeout=60)
         points.shutdown()
 
 

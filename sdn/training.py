@@ -274,7 +274,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones lack it
     return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
 
 
