@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pipelines.report import COLUMNS, table_rows
+from pipelines.report import COLUMNS, SHORT, short_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ class Display:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, float, str], None]]:
-        """A bar a stage; yields the function to call with (stage, share, text)."""
+        """A bar a stage; yields what to call with (stage, share, text or "" for the last one)."""
         columns = (
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=24),
@@ -42,7 +43,9 @@ class Display:
                         bars.update(task, completed=1.0)
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(stage.replace("_", " "), total=1.0, text="")
-                bars.update(tasks[stage], completed=min(share, 1.0), text=text)
+                bars.update(tasks[stage], completed=min(share, 1.0))
+                if text:
+                    bars.update(tasks[stage], text=text)
 
             yield show
 
@@ -69,11 +72,12 @@ class Display:
 
     def scores(self, scores: dict[str, dict[str, Any]], captions: int) -> None:
         """The scores of each row, with what would be scored without a model beside them."""
-        table = Table(title=f"Scores on {captions} test captions")
-        table.add_column("")
-        for heading in COLUMNS.values():
-            table.add_column(heading, justify="right")
-        for name, cells in table_rows(scores):
+        table = Table(title=f"Scores on {captions} test captions", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", max_width=26)
+        for score in SHORT:
+            heading = COLUMNS[score].replace(", ", "\n").replace("median ", "median\n")
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, cells in short_rows(scores):
             table.add_row(name, *cells)
         self.console.print(table)
 

@@ -32,6 +32,8 @@ COLUMNS = {
     "kernel_distance": "KID, teacher",
 }
 """Score -> heading, in the order of the tables that people read."""
+SHORT = tuple(score for score in COLUMNS if score != "teacher/top5_score")
+"""What a terminal of 80 columns has room for."""
 
 
 def write_evaluation(
@@ -77,6 +79,21 @@ def write_evaluation(
 def table_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """(row, cells) of the table of scores: shares as percentages, top 1 with its interval."""
     return [(name, [_cell(found, score) for score in COLUMNS]) for name, found in scores.items()]
+
+
+def short_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """As `table_rows`, for a terminal: fewer columns, and only the headline has its interval."""
+    return [
+        (
+            name,
+            [
+                cell if score == "pixels/top1_score" else cell.split(" ", maxsplit=1)[0]
+                for score in SHORT
+                for cell in (_cell(found, score),)
+            ],
+        )
+        for name, found in scores.items()
+    ]
 
 
 def _cell(found: dict[str, Any], score: str) -> str:

@@ -54,7 +54,7 @@ class Run:
     config: RunConfig
     settings: Settings
     progress: Callable[[str, float, str], None]
-    """Called with (stage, share done 0..1, text) while a stage works."""
+    """Called with (stage, share done 0..1, text) while a stage works; "" leaves the text."""
 
     @cached_property
     def store(self) -> Store:

@@ -54,8 +54,12 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
     live: AbstractContextManager[None] = nullcontext()
     if tracked is not None and not done_before:
         live = tracked.mirroring(job, run.store.workspace(stage.folder))
+    if not done_before:
+        run.progress(stage.name, 0.0, "starting")
     with live:
         done = dataclasses.replace(work(stage.key), fresh=not done_before)
+    if not done_before:
+        run.progress(stage.name, 1.0, "")
     if tracked is not None:
         tracked.finished(done, run.store.fetch(stage.folder))
     return done
@@ -146,6 +150,8 @@ class Progress:
                 key = f"progress-{stage.replace('_', '-')}"
                 made = create_progress_artifact(100 * share, key=key, description=text)
                 artifact = cast("UUID", made)  # a coroutine only where it is awaited
-            else:
+            elif text:
                 update_progress_artifact(artifact, 100 * share, description=text)
+            else:
+                update_progress_artifact(artifact, 100 * share)
             self._shown[stage] = (artifact, now)
