@@ -29,7 +29,7 @@ COLUMNS = {
     "pixels/median_rank": "median rank",
     "teacher/top1_score": "top 1, teacher",
     "teacher/top5_score": "top 5, teacher",
-    "kernel_distance": "KID, teacher",
+    "kernel_distance": "KID x1000, teacher",
 }
 """Score -> heading, in the order of the tables that people read."""
 SHORT = tuple(score for score in COLUMNS if score != "teacher/top5_score")
@@ -101,7 +101,7 @@ def _cell(found: dict[str, Any], score: str) -> str:
         return ""
     value = found[score]
     if score == "kernel_distance":
-        return f"{value:.4f} ± {found['kernel_distance_std']:.4f}"
+        return f"{1000 * value:.2f} ± {1000 * found['kernel_distance_std']:.2f}"
     if score.endswith("median_rank"):
         return f"{value:g}"
     if score.endswith("top1_score"):
