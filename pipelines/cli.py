@@ -290,6 +290,8 @@ def _errors() -> Iterator[None]:
     """An expected error is one clear line and exit 1, not a traceback."""
     try:
         yield
+    except typer.Exit:  # a RuntimeError too
+        raise
     except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
         if os.environ.get("SDN_TRACEBACK"):
             raise

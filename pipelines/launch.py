@@ -262,19 +262,30 @@ def _trial_listener(listen: Callable[[str, dict[str, Any]], None]) -> Any:
     from ray.tune import Callback
 
     class Listener(Callback):
+        def __init__(self, hear: Callable[[str, dict[str, Any]], None]) -> None:
+            self._hear = hear
+
+        def __getstate__(self) -> dict[str, Any]:
+            # Tune keeps callbacks with the experiment, but what listens belongs to this process.
+            return {"_hear": _deaf}
+
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
-            listen("trial", {"config": trial.config, "score": trial.last_result.get("score")})
+            self._hear("trial", {"config": trial.config, "score": trial.last_result.get("score")})
 
         def on_trial_error(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
-            listen("trial", {"config": trial.config, "score": None})
+            self._hear("trial", {"config": trial.config, "score": None})
 
-    return Listener()
+    return Listener(listen)
+
+
+def _deaf(kind: str, values: dict[str, Any]) -> None:
+    del kind, values
 
 
 def _cluster_has_gpu() -> bool:

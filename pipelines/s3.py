@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipelines.store import DONE, StoreError, clear, files_below, folder_lock, read_mark, write_mark
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -34,26 +36,41 @@ class S3Store:
         """Key of a file of the store in its bucket."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
+    @contextmanager
+    def reaching(self, done: str) -> Iterator[None]:
+        """What boto3 raises inside becomes a StoreError; `done` says what cannot be done."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            raise StoreError(
+                f"store {self.uri} cannot be {done} ({error}): check that the bucket exists, the "
+                "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) may use it, and "
+                "SDN_S3_ENDPOINT names the server; what is finished there stays"
+            ) from error
+
     def check(self) -> None:
         """As in `Store`."""
         key = self.key(".probe")
-        try:
+        with self.reaching("written"):
             self.client.put_object(Bucket=self.bucket, Key=key, Body=b"")
             self.client.delete_object(Bucket=self.bucket, Key=key)
-        except Exception as error:
-            raise StoreError(
-                f"store {self.uri} cannot be written ({error}): check that the bucket exists, the "
-                "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) may write to it, and "
-                "SDN_S3_ENDPOINT names the server"
-            ) from error
 
     def done(self, name: str) -> dict[str, Any] | None:
         """As in `Store`."""
-        try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"))
-        except self.client.exceptions.NoSuchKey:
-            return None
-        mark: dict[str, Any] = json.loads(answer["Body"].read())["result"]
+        mark = self._mark(name)
+        return None if mark is None else mark["result"]
+
+    def _mark(self, name: str) -> dict[str, Any] | None:
+        """`result` and `files` of a finished folder."""
+        with self.reaching("read"):
+            try:
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"))
+            except self.client.exceptions.NoSuchKey:
+                return None
+            mark: dict[str, Any] = json.loads(answer["Body"].read())
         return mark
 
     def workspace(self, name: str) -> Path:
@@ -70,16 +87,17 @@ class S3Store:
         """As in `Store`: files with checksums first, then the mark that lists them."""
         folder = self.cache / name
         names = []
-        for path in files_below(folder):
-            names.append(str(path.relative_to(folder)))
-            self.client.upload_file(
-                str(path),
-                self.bucket,
-                self.key(f"{name}/{names[-1]}"),
-                ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-            )
-        body = json.dumps({"result": result, "files": names}).encode()
-        self.client.put_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"), Body=body)
+        with self.reaching("written"):
+            for path in files_below(folder):
+                names.append(str(path.relative_to(folder)))
+                self.client.upload_file(
+                    str(path),
+                    self.bucket,
+                    self.key(f"{name}/{names[-1]}"),
+                    ExtraArgs={"ChecksumAlgorithm": "SHA256"},
+                )
+            body = json.dumps({"result": result, "files": names}).encode()
+            self.client.put_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"), Body=body)
         write_mark(folder, result)
 
     def fetch(self, name: str) -> Path:
@@ -87,29 +105,30 @@ class S3Store:
         folder = self.cache / name
         if read_mark(folder) is not None:
             return folder
-        if self.done(name) is None:
+        mark = self._mark(name)
+        if mark is None:
             raise StoreError(f"{self.uri}/{name} is not finished: run the stage that makes it")
-        answer = self.client.get_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"))
-        mark = json.loads(answer["Body"].read())
         clear(folder)
-        for relative in mark["files"]:
-            target = folder / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.client.download_file(self.bucket, self.key(f"{name}/{relative}"), str(target))
+        with self.reaching("read"):
+            for relative in mark["files"]:
+                target = folder / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.client.download_file(self.bucket, self.key(f"{name}/{relative}"), str(target))
         write_mark(folder, mark["result"])
         return folder
 
     def list(self, name: str) -> list[str]:
         """As in `Store`."""
         prefix = self.key(name) + "/"
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix, Delimiter="/"
-        )
-        return sorted(
-            found["Prefix"][len(prefix) : -1]
-            for page in pages
-            for found in page.get("CommonPrefixes", ())
-        )
+        with self.reaching("read"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+            )
+            return sorted(
+                found["Prefix"][len(prefix) : -1]
+                for page in pages
+                for found in page.get("CommonPrefixes", ())
+            )
 
 
 def upload(folder: Path, uri: str, endpoint: str | None, *, last: str) -> None:
@@ -120,10 +139,11 @@ def upload(folder: Path, uri: str, endpoint: str | None, *, last: str) -> None:
     """
     store = S3Store(uri, folder, endpoint)
     store.check()
-    for path in sorted(files_below(folder), key=lambda path: path.name == last):
-        key = store.key(str(path.relative_to(folder)))
-        extra = {"ChecksumAlgorithm": "SHA256"}
-        store.client.upload_file(str(path), store.bucket, key, ExtraArgs=extra)
+    with store.reaching("written"):
+        for path in sorted(files_below(folder), key=lambda path: path.name == last):
+            key = store.key(str(path.relative_to(folder)))
+            extra = {"ChecksumAlgorithm": "SHA256"}
+            store.client.upload_file(str(path), store.bucket, key, ExtraArgs=extra)
 
 
 def download(uri: str, folder: Path, endpoint: str | None) -> None:
@@ -134,7 +154,7 @@ def download(uri: str, folder: Path, endpoint: str | None) -> None:
     """
     store = S3Store(uri, folder, endpoint)
     prefix = f"{store.prefix}/" if store.prefix else ""
-    try:
+    with store.reaching("read"):
         pages = store.client.get_paginator("list_objects_v2").paginate(
             Bucket=store.bucket, Prefix=prefix
         )
@@ -144,7 +164,5 @@ def download(uri: str, folder: Path, endpoint: str | None) -> None:
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             store.client.download_file(store.bucket, store.key(name), str(folder / name))
-    except Exception as error:
-        raise StoreError(f"{uri} cannot be read ({error}); see `sdn doctor --store`") from error
     if not names:
         raise StoreError(f"there is nothing at {uri}")

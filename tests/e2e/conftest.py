@@ -7,12 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("sdn"))
 
 
@@ -21,6 +24,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def background(*command: str, env: dict[str, str], log: Path):
+    """A process that is ended, with all it started, by its id."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for part in tree:
+            part.terminate()
+        _, alive = psutil.wait_procs(tree, timeout=20)
+        for part in alive:
+            part.kill()
 
 
 @dataclass(frozen=True)

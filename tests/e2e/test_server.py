@@ -6,31 +6,12 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
-from conftest import free_port
+from conftest import ROOT, background, free_port
 
-ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
-
-
-@contextmanager
-def background(*command: str, env: dict[str, str], log: Path):
-    """A process that is ended, with all it started, by its id."""
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=out)
-    try:
-        yield process
-    finally:
-        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for part in tree:
-            part.terminate()
-        _, alive = psutil.wait_procs(tree, timeout=20)
-        for part in alive:
-            part.kill()
 
 
 def wait_until(check, seconds: float, what: str):

@@ -1,6 +1,9 @@
-import pytest
+import threading
 
-from pipelines.launch import TrainingError, _reason, choose_weights
+import pytest
+from ray import cloudpickle
+
+from pipelines.launch import TrainingError, _reason, _trial_listener, choose_weights
 from sdn.config import TAP_GROUPS, LossWeights
 
 
@@ -87,3 +90,23 @@ def test_reason_of_rays_own_errors():
     inner = ValueError("damaged shard")
     task = RayTaskError("train_rank", "Traceback ...", inner)
     assert _reason(WorkerGroupError("1 worker failed", {0: task})) == "ValueError: damaged shard"
+
+
+def test_what_listens_to_trials_is_not_kept_with_the_experiment():
+    """Tune pickles its callbacks; a listener that holds a lock (an S3 client, say) is left out."""
+    heard, lock = [], threading.Lock()
+
+    def listen(kind, values):
+        with lock:
+            heard.append((kind, values["score"]))
+
+    class Trial:
+        config: dict = {}  # noqa: RUF012
+        last_result = {"score": 0.5}  # noqa: RUF012
+
+    callback = _trial_listener(listen)
+    cloudpickle.loads(cloudpickle.dumps(callback)).on_trial_complete(1, [], Trial())
+    assert heard == []
+    callback.on_trial_complete(1, [], Trial())
+    callback.on_trial_error(1, [], Trial())
+    assert heard == [("trial", 0.5), ("trial", None)]

@@ -1,0 +1,139 @@
+"""The whole chain on S3: a real server (SeaweedFS) on 127.0.0.1, started by the test itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+from conftest import background, free_port, place
+
+WEED = str(Path(sys.executable).with_name("weed"))
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+ACTIONS = ["Read", "Write", "List", "Tagging"]
+
+
+def identity(name: str, key: str, actions: list[str]) -> dict[str, object]:
+    """One of those whom the server knows."""
+    credentials = [{"accessKey": key, "secretKey": "secret"}]
+    return {"name": name, "credentials": credentials, "actions": actions}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A place whose environment names a running S3 server with the bucket `data`."""
+    folder = tmp_path_factory.mktemp("s3")
+    here = place(folder)
+    identities = [
+        identity("owner", "owner", ["Admin", *ACTIONS]),
+        identity("user", "key", [f"{action}:data" for action in ACTIONS]),
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    (folder / "volumes").mkdir()
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    names = ("master", "volume", "filer")
+    others = [f"-{name}.port={free_port()}" for name in names]
+    grpc = [f"-{name}.port.grpc={free_port()}" for name in (*names, "s3")]
+    command = (
+        WEED, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'volumes'}",
+        "-s3", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", *others, *grpc,
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+    )  # fmt: skip
+    here.env.update(
+        KEYS,
+        AWS_DEFAULT_REGION="us-east-1",
+        SDN_S3_ENDPOINT=endpoint,
+        SDN_CACHE=str(folder / "cache"),
+    )
+    with background(*command, env=here.env, log=folder / "weed.log"):
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="owner",
+            aws_secret_access_key="secret",
+        )
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                client.create_bucket(Bucket="data")
+                client.put_object(Bucket="data", Key="probe", Body=b"")
+                break
+            except (BotoCoreError, ClientError):
+                assert time.monotonic() < deadline, (folder / "weed.log").read_text()[-4000:]
+                time.sleep(0.5)
+        yield here, client
+
+
+def sdn(here, *args: str) -> subprocess.CompletedProcess[str]:
+    """A command that must succeed."""
+    here.store.parent.mkdir(exist_ok=True)
+    done = here.sdn(*args)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def answer_of(done: subprocess.CompletedProcess[str]):
+    """The JSON object in the last line."""
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_in_a_bucket(server):
+    """Every stage lies in the bucket; a machine without the local copies finds all of it done."""
+    here, client = server
+    run = ("run", "tiny", "--store", "s3://data/runs", "--json")
+    first = answer_of(sdn(here, *run))
+    assert all(stage["fresh"] for stage in first["stages"].values())
+    for stage in first["stages"].values():
+        client.head_object(Bucket="data", Key=f"runs/{stage['folder']}/done.json")
+    cache = Path(here.env["SDN_CACHE"])
+    for copies in cache.glob("*/stages"):
+        shutil.rmtree(copies)
+    second = answer_of(sdn(here, *run))
+    assert second["nothing_to_do"]
+    assert second["scores"] == first["scores"]
+    assert second["model"]["version"] == first["model"]["version"]
+    drawn = answer_of(sdn(here, "generate", "man cook", "--store", "s3://data/runs", "--json"))
+    assert Path(here.store.parent / drawn["images"][0]).is_file()
+
+
+def test_a_data_set_in_a_bucket_is_verified(server):
+    """`prepare` writes it, `verify` reads every byte, and a changed object is found by name."""
+    here, client = server
+    sdn(here, "prepare", "openmoji", "--out", "s3://data/set", "--set", "resolution=32",
+        "--set", "limit=50")  # fmt: skip
+    sdn(here, "verify", "s3://data/set")
+    listed = client.list_objects_v2(Bucket="data", Prefix="set/")["Contents"]
+    name = next(found["Key"] for found in listed if found["Key"].endswith(".tar"))
+    whole = client.get_object(Bucket="data", Key=name)["Body"].read()
+    client.put_object(Bucket="data", Key=name, Body=whole[:700] + b"?" + whole[701:])
+    done = here.sdn("verify", "s3://data/set")
+    assert done.returncode == 1
+    assert Path(name).name in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("store", "changes"),
+    [
+        ("s3://nobucket/runs", {}),
+        ("s3://data/runs", {"AWS_SECRET_ACCESS_KEY": "wrong"}),
+        ("s3://data/runs", {"SDN_S3_ENDPOINT": "http://127.0.0.1:9"}),
+    ],
+    ids=["no bucket", "wrong secret", "no server"],
+)
+def test_a_store_that_cannot_be_written(server, store, changes):
+    """A missing bucket, a wrong secret and a silent server are named before any work."""
+    here, _ = server
+    env = here.env | changes
+    done = type(here)(store=here.store, env=env).sdn("run", "tiny", "--store", store, timeout=120)
+    assert done.returncode == 1
+    assert f"store {store} cannot be written" in done.stderr
+    assert "SDN_S3_ENDPOINT" in done.stderr
+    assert "Traceback" not in done.stderr
