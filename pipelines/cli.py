@@ -226,7 +226,10 @@ def doctor(store: StoreOption = None, *, as_json: JsonOption = False) -> None:
         if not as_json:
             _table(
                 ("", "what", "found", "what to do"),
-                [("ok" if c.ok else "!!", c.what, c.found, c.remedy) for c in checks],
+                [
+                    ("ok" if c.ok else "!!", c.what, c.found, "" if c.ok else c.remedy)
+                    for c in checks
+                ],
             )
         _answer({"checks": [c.as_dict() for c in checks]}, as_json=as_json)
         if not all(c.ok for c in checks):

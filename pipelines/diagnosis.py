@@ -73,7 +73,10 @@ def _packages() -> Iterator[Check]:
         ("fastapi", (0, 151), "newer ones break Prefect's deployments and server"),
         ("sqlalchemy", (2, 1), "newer ones stop Prefect's scheduler"),
     ):
-        found = version(name)
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue  # what needs it is missing too, and has its own line
         ok = tuple(int(part) for part in found.split(".")[:2]) < upper
         limit = ".".join(map(str, upper))
         yield Check(ok=ok, what=name, found=found, remedy=f"pip install '{name}<{limit}': {why}")
@@ -136,7 +139,7 @@ def _prefect() -> Check:
 
     url = PREFECT_API_URL.value()
     if not url:
-        found = "embedded (no PREFECT_API_URL); `prefect server start` shows the same runs"
+        found = "embedded (no PREFECT_API_URL); `sdn ui` shows its runs"
         return Check(ok=True, what="Prefect", found=found)
     remedy = "start it with `prefect server start`, or unset PREFECT_API_URL to run embedded"
     return _answers("Prefect", url, f"{url.rstrip('/')}/health", remedy)
