@@ -73,6 +73,7 @@ def write_teacher(
         )
         result["classes"] = {head: len(names) for head, names in targets.classes.items()}
         result["accuracy"] = _held_out_accuracy(model, targets, data)
+        report(1.0, f"accuracy {_percentages(result['accuracy'])}")
         teacher = model.fold()
     means = tap_means(teacher, train.pixels[:1024])
     (folder / TAP_MEANS).write_text(json.dumps(means, indent=2))
@@ -133,4 +134,11 @@ def write_captions(
         report=lambda step, loss: report(step / steps, f"loss {loss:.3f}"),
     )
     save_encoder(encoder, folder / ENCODER)
-    return {"probes": probe_embedding(data, folder)}
+    probes = probe_embedding(data, folder)
+    if probes:
+        report(1.0, f"probes {_percentages(probes)}")
+    return {"probes": probes}
+
+
+def _percentages(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
