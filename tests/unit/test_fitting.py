@@ -89,7 +89,8 @@ def test_fitted_teacher_is_written_with_its_means(data, tmp_path):
     assert result["fitted"] is True
     assert result["sha256"] == file_digest(tmp_path / TEACHER)
     assert result["classes"] == {"colour": 3}
-    assert len(reports) == 3 * 3
+    assert len(reports) == 3 * 3 + 1
+    assert reports[-1][1].startswith("accuracy colour ")
     shares = [share for share, _ in reports]
     assert shares == sorted(shares)
     assert shares[-1] == 1
