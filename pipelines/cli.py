@@ -153,7 +153,7 @@ def verify(
         if not as_json:
             for damage in damages:
                 _say(f"damaged: {damage}")
-            _say(f"{uri}: {len(damages)} damages" if damages else f"{uri}: whole")
+            _say(f"{uri}: damaged, {len(damages)} found" if damages else f"{uri}: whole")
         _answer({"uri": uri, "damages": damages}, as_json=as_json)
         if damages:
             raise typer.Exit(1)

@@ -180,8 +180,10 @@ def probe_embedding(data: Path, captions: Path) -> dict[str, float]:
     """Accuracy of linear probes for tone and gender on captions that no training saw, 0..1.
 
     Returns:
-        label name -> accuracy; empty where the data set has no such labels.
+        label name -> accuracy; empty where the data set has no such labels, or no validation split.
     """
+    if not load_manifest(data).samples("validation"):
+        return {}
     encoder = open_encoder(captions / ENCODER)
     train, held = load_split(data, "train"), load_split(data, "validation")
     vectors = {
