@@ -296,7 +296,9 @@ def _errors() -> Iterator[None]:
     except typer.Exit:  # a RuntimeError too
         raise
     except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        if os.environ.get("SDN_TRACEBACK"):
+        from pipelines.settings import Settings
+
+        if Settings().traceback:
             raise
         _say(f"error: {error}", error=True)
         raise typer.Exit(1) from error

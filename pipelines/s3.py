@@ -117,19 +117,6 @@ class S3Store:
         write_mark(folder, mark["result"])
         return folder
 
-    def list(self, name: str) -> list[str]:
-        """As in `Store`."""
-        prefix = self.key(name) + "/"
-        with self.reaching("read"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
-            )
-            return sorted(
-                found["Prefix"][len(prefix) : -1]
-                for page in pages
-                for found in page.get("CommonPrefixes", ())
-            )
-
 
 def upload(folder: Path, uri: str, endpoint: str | None, *, last: str) -> None:
     """Copy a local folder to `s3://bucket/prefix`, the file named `last` after all others.

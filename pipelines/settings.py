@@ -41,6 +41,15 @@ class Settings(BaseSettings):
         description="Cores to use on this machine; by default those this process may run on.",
     )
 
+    traceback: bool = Field(
+        default=False, description="Show where an error came from, not its text alone."
+    )
+    prefect_api_url: str | None = Field(
+        default=None,
+        validation_alias="PREFECT_API_URL",
+        description="Prefect's own variable: the server that flows report to.",
+    )
+
     @property
     def local(self) -> Path:
         """Folder for what must lie on this machine: the store itself where it is local."""

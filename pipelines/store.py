@@ -47,9 +47,6 @@ class Store(Protocol):
     def fetch(self, name: str) -> Path:
         """A local folder with the files of a finished folder."""
 
-    def list(self, name: str) -> list[str]:
-        """Names of the folders below `name`."""
-
 
 def open_store(uri: str, cache: Path, endpoint: str | None = None) -> Store:
     """The store at a local folder or `s3://bucket/prefix`.
@@ -112,11 +109,6 @@ class LocalStore:
         if self.done(name) is None:
             raise StoreError(f"{self.root / name} is not finished: run the stage that makes it")
         return self.root / name
-
-    def list(self, name: str) -> list[str]:
-        """As in `Store`."""
-        folder = self.root / name
-        return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
 def folder_lock(root: Path, name: str) -> AbstractContextManager[object]:

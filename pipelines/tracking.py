@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from pipelines.points import read_points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipelines.settings import Settings
 
@@ -38,6 +39,9 @@ def tracking_uri(settings: Settings) -> str:
 def client(settings: Settings) -> mlflow.MlflowClient:
     """A client of the tracking server and registry."""
     settings.local.mkdir(parents=True, exist_ok=True)
+    # MLflow's own patience is four minutes for each request to a server that is gone.
+    for name, value in {"MAX_RETRIES": "2", "BACKOFF_FACTOR": "1", "TIMEOUT": "20"}.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     uri = tracking_uri(settings)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -50,7 +54,8 @@ def never_raising(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 (whatever MLflow or its server throws)
-        logger.warning("MLflow: %s failed and is left out (%s)", what, str(error).splitlines()[0])
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning("MLflow: %s failed and is left out (%s)", what, reason)
 
 
 class Tracker:
@@ -79,7 +84,7 @@ class Tracker:
                 self._experiment = found.experiment_id
             else:
                 place = None
-                if self.settings.tracking_uri is None:
+                if not tracking_uri(self.settings).startswith("http"):
                     place = (self.settings.local / "mlflow-artifacts").as_uri()
                 self._experiment = self.client.create_experiment(name, artifact_location=place)
         return self._experiment
@@ -90,6 +95,8 @@ class Tracker:
             [self.experiment], f"tags.`{_KEY_TAG}` = '{key}' and tags.`sdn.name` = '{name}'"
         )
         if found:
+            if found[0].info.status == "FAILED":  # tried again now
+                self.client.update_run(found[0].info.run_id, "RUNNING")
             return str(found[0].info.run_id)
         tags = {_KEY_TAG: key, "sdn.name": name, "mlflow.runName": name}
         if parent is not None:
@@ -146,6 +153,10 @@ class Tracker:
         """A text as an artifact of a run."""
         self.client.log_text(run, text, name)
 
+    def finished(self, run: str) -> bool:
+        """Whether everything about a run is there already."""
+        return bool(self.client.get_run(run).info.status == "FINISHED")
+
     def finish(self, run: str, status: str = "FINISHED") -> None:
         """End a run; ending it again changes nothing."""
         self.client.set_terminated(run, status)
@@ -161,6 +172,7 @@ def register(
     card: str,
     tags: Mapping[str, str],
     key: str,
+    packages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Register a model folder as a new version, once for each key.
 
@@ -173,6 +185,7 @@ def register(
         card: the version's description, markdown.
         tags: of the version.
         key: stage key of the registration.
+        packages: that the model needs beside torch, numpy and Pillow.
 
     Returns:
         `name`, `version`, `uri`.
@@ -181,7 +194,7 @@ def register(
     if found:
         version = str(found[0].version)
         return {"name": name, "version": version, "uri": f"models:/{name}/{version}"}
-    info = _log_model(tracker, run, folder, caption)
+    info = _log_model(tracker, run, folder, caption, packages)
     with _existing(name):
         tracker.client.create_registered_model(name, description="Text-to-image, see the versions.")
     made = tracker.client.create_model_version(
@@ -202,7 +215,9 @@ def _existing(name: str) -> Iterator[None]:
         logger.debug("registered model %s is there already", name)
 
 
-def _log_model(tracker: Tracker, run: str, folder: Path, caption: str) -> Any:
+def _log_model(
+    tracker: Tracker, run: str, folder: Path, caption: str, packages: Sequence[str]
+) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -222,29 +237,41 @@ def _log_model(tracker: Tracker, run: str, folder: Path, caption: str) -> Any:
             code_paths=[str(Path(sdn.__file__).parent)],
             signature=signature,
             input_example=([caption], {"seed": 1}),
-            pip_requirements=["torch>=2.11,<3", "numpy>=2", "pillow>=11"],
+            pip_requirements=["torch>=2.11,<3", "numpy>=2", "pillow>=11", *packages],
         )
 
 
-def promote_if_better(tracker: Tracker, name: str, version: str, score: float) -> dict[str, Any]:
+def promote_if_better(
+    tracker: Tracker, name: str, version: str, score: float, test: str
+) -> dict[str, Any]:
     """Give the alias `champion` to this version if there is none or its score is at least as high.
+
+    Scores on other test images say nothing about each other: the champion stays then.
 
     Args:
         tracker: of the recipe.
         name: of the registered model.
         version: the challenger.
         score: of the challenger; kept as tag `sdn.score` and compared with the champion's.
+        test: digest of what it was scored on, kept as tag `sdn.test`.
 
     Returns:
         `champion` (bool), `reason`.
     """
     tracker.client.set_model_version_tag(name, version, "sdn.score", repr(score))
+    tracker.client.set_model_version_tag(name, version, "sdn.test", test)
     try:
         holder = tracker.client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
         holder = None
     if holder is not None and str(holder.version) == version:
         return {"champion": True, "reason": "already the champion"}
+    if holder is not None and holder.tags.get("sdn.test") != test:
+        reason = (
+            f"version {holder.version} stays: it was scored on other test images; --model "
+            f"models:/{name}/{version} draws with this one"
+        )
+        return {"champion": False, "reason": reason}
     if holder is not None:
         held = float(holder.tags.get("sdn.score", "-inf"))
         if score < held:
@@ -286,7 +313,17 @@ def model_folder(settings: Settings, uri: str) -> tuple[Path, str]:
 
 
 def champions(settings: Settings) -> list[str]:
-    """Names of the registered models that have a champion, the latest first."""
-    found = client(settings).search_registered_models()
+    """Names of the registered models that have a champion, the latest first.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    try:
+        found = client(settings).search_registered_models()
+    except MlflowException as error:
+        raise RegistryError(
+            f"MLflow at {tracking_uri(settings)} cannot be asked ({error}): see `sdn doctor`, or "
+            "name a model folder with --model"
+        ) from error
     named = [m for m in found if CHAMPION in (m.aliases or {})]
     return [m.name for m in sorted(named, key=lambda m: -(m.last_updated_timestamp or 0))]

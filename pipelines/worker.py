@@ -14,7 +14,7 @@ import torch
 
 from pipelines.store import open_store
 from sdn import checkpoint as checkpoints
-from sdn.config import LossWeights, RunConfig, from_dict
+from sdn.config import RunConfig, from_dict
 from sdn.stage_run import Rank, StageInputs, run_stage
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
         weights: loss weight of each group.
         settings: `order` of stage two, whose config already has the trial's length.
     """
+    import ray
     from ray import tune
 
     from sdn.evaluation import validation_score
@@ -109,7 +110,9 @@ def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
     order = StageOrder(**settings["order"])
     torch.set_num_threads(order.threads)
     config = order.run_config()
-    stage = dataclasses.replace(config.stage_two, weights=LossWeights(**weights))
+    changed = dataclasses.replace(config.stage_two.weights, **weights)
+    stage = dataclasses.replace(config.stage_two, weights=changed)
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     inputs = order.fetch()
     trainer = run_stage(
         "stage_two",
@@ -117,10 +120,13 @@ def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
         inputs,
         save=lambda trainer: None,
         report=lambda step: None,
+        rank=Rank(device=device),
     )
     tune.report(
         {
-            "score": validation_score(config, inputs, trainer.weights()),
+            "score": validation_score(
+                config, inputs, {name: value.cpu() for name, value in trainer.weights().items()}
+            ),
             "images_seen": trainer.images_seen,
         }
     )
@@ -140,11 +146,14 @@ def _wrap(world: int) -> Callable[[nn.Module], nn.Module]:
         return lambda module: module
     from torch.nn.parallel import DistributedDataParallel
 
-    return lambda module: DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # Static: with an image weight of 0 in stage one, the last convolution gets no gradient.
+    return lambda module: DistributedDataParallel(
+        module, gradient_as_bucket_view=True, static_graph=True
+    )
 
 
 def _agree(world: int) -> Callable[[str], str]:
-    """Every rank gets rank 0's value: ranks must not measure different precisions."""
+    """Every rank gets rank 0's value: nodes may have processors that choose differently."""
     if world == 1:
         return lambda value: value
 

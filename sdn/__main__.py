@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from sdn.recipes import RECIPES, recipe
 from sdn.sampling import ENCODER, STUDENT
 from sdn.stage_run import TEACHER
 from sdn.teacher import file_digest
+from sdn.training import available_cores
 
 if TYPE_CHECKING:
     from sdn.config import RunConfig
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of all results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=available_cores())
     # Intermixed: captions may stand after options too.
     chosen = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(chosen.threads)

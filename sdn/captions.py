@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,6 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789#*&+%' "
 
 _UNKNOWN = len(ALPHABET) + 1
 _CODES = {character: code for code, character in enumerate(ALPHABET, start=1)}
-
-
-class CaptionEncoder(Protocol):
-    """A frozen caption encoder."""
-
-    dim: int
-
-    def encode(self, captions: Sequence[str]) -> Tensor:
-        """(B, dim) float32, without gradient."""
-        ...
 
 
 def normalise(caption: str) -> str:

@@ -204,14 +204,15 @@ class StageConfig:
     image_scale: float = 1.0
     """Factor on the pixel term; 127.5 puts it on the 0..255 scale of the release."""
     precision: Precision = "auto"
-    """auto measures once whether bf16 is faster on this device."""
+    """auto: bf16 where the device computes in it natively, else float32."""
     checkpoint_images: int = 10_000
     """Images between two checkpoints."""
     seed: int = 0
     """Order of the samples and initial weights."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 0, f"epochs must be >= 0, not {self.epochs}")
+        _require(0 <= self.epochs < 1e6, f"epochs must be in [0, 1e6), not {self.epochs}")
+        _require(self.seed >= 0, f"seed must be >= 0, not {self.seed}")
         _require(self.global_batch > 0, f"global_batch must be > 0, not {self.global_batch}")
         _require(0 < self.rate < 1, f"rate must be in (0, 1), not {self.rate}")
         for name in ("beta2", "warmup_share", "average_share"):
@@ -254,6 +255,7 @@ class SearchConfig:
         _require(self.images > 0, f"search.images must be > 0, not {self.images}")
         _require(0 < self.low <= self.high, "search.low must be in (0, search.high]")
         _require(self.captions > 1, "search.captions must be > 1")
+        _require(self.margin >= 0, f"search.margin must be >= 0, not {self.margin}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

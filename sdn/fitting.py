@@ -134,7 +134,11 @@ def write_captions(
         report=lambda step, loss: report(step / steps, f"loss {loss:.3f}"),
     )
     save_encoder(encoder, folder / ENCODER)
-    probes = probe_embedding(data, folder)
+    try:
+        probes = probe_embedding(data, folder)
+    except ModuleNotFoundError as error:  # the encoder does not need it
+        report(1.0, f"not probed: pip install {error.name}")
+        return {"probes": {}}
     if probes:
         report(1.0, f"probes {_percentages(probes)}")
     return {"probes": probes}

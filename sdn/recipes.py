@@ -42,7 +42,7 @@ def openmoji() -> RunConfig:
         student=StudentConfig(init="identity"),
         stage_one=_replace(stage, epochs=2),
         # Two trials at a time in 25 s; what one gains must exceed the noise of 169 captions.
-        search=SearchConfig(trials=4, images=2_400, low=1 / 3, high=3, margin=0.01),
+        search=SearchConfig(trials=4, images=2_400, low=1 / 3, high=3, margin=0.004),
         stage_two=_replace(stage, epochs=18, weights=_replace(weights, image=60)),
     )
 

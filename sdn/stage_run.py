@@ -154,6 +154,8 @@ def run_stage(
         rank=rank.rank,
         world=rank.world,
     )
+    if trainer.steps == 0:  # nothing to train: what the stage starts from is its result
+        save(trainer)
     train(
         trainer,
         source,

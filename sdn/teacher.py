@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional
 from sdn.taps import Blocks, blocks_of, taps_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator
 
     from sdn.config import TeacherConfig
     from sdn.student import Taps
@@ -132,22 +132,21 @@ def load_weights(config: TeacherConfig) -> Teacher:
             if came is None or came.shape != expected:
                 what = "is missing" if came is None else f"has shape {tuple(came.shape)}"
                 raise ValueError(
-                    f"{path} does not hold {config.arch} of width {config.width}: key "
-                    f"{key}.{part} {what}, expected {tuple(expected)}"
+                    f"{path} (SHA-256 {digest}) does not hold {config.arch} of width "
+                    f"{config.width}: key {key}.{part} {what}, expected {tuple(expected)}"
                 )
             loaded[f"convs.{name}.{part}"] = came.float()
     teacher.load_state_dict(loaded)
     return teacher
 
 
-def save_teacher(teacher: Teacher, path: Path, extra: Mapping[str, Any] | None = None) -> str:
+def save_teacher(teacher: Teacher, path: Path) -> str:
     """Write the teacher with what is needed to build it again; returns the file's SHA-256."""
     torch.save(
         {
             "blocks": [list(block) for block in teacher.blocks],
             "convention": teacher.convention,
             "state": teacher.state_dict(),
-            **(extra or {}),
         },
         path,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -263,6 +264,13 @@ class Embedder:
         if new:
             self._known.update(zip(new, self._encode(new), strict=True))
         return torch.stack([self._known[caption] for caption in captions])
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

@@ -7,8 +7,9 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect import flow
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
 from pipelines import work
 from pipelines.flows.stages import Progress, Tracked, do
@@ -73,6 +74,12 @@ def chain(run: Run) -> dict[str, Any]:
     data = do(run, work.prepare(run))
     work.check_splits(run.config, data)
     tracked = Tracked(tracker, parent_run(run, tracker, data))
+    with tracked.failing():
+        return stages_after(run, tracked, data, began)
+
+
+def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[str, Any]:
+    """The stages after the preparation, which MLflow's runs belong to."""
     tracked.finished(data, run.store.fetch(data.folder))
     taught = do(run, work.teacher(run, data), tracked)
     encoder = do(run, work.captions(run, data, taught), tracked)
@@ -85,11 +92,17 @@ def chain(run: Run) -> dict[str, Any]:
     models = {"stage_one": one, "stage_two": two}
     scored = do(run, work.evaluate(run, inputs, models), tracked)
     stages = {done.name: done for done in (data, taught, encoder, one, searched, two, scored)}
-    registered = release(run, tracker, tracked.parent, stages)
+    registered = register(run, tracked, stages)
 
     folder = run.store.fetch(scored.folder)
     show_result(folder, scored, registered)
     return summary(run, folder, stages, registered, time.monotonic() - began)
+
+
+@task(name="register", cache_policy=NO_CACHE, persist_result=False)
+def register(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, Any]:
+    """The model becomes a version of the registry, once; see `pipelines.release`."""
+    return release(run, tracked.tracker, tracked.parent, stages)
 
 
 def show_config(run: Run) -> None:

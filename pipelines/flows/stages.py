@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import threading
 import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,7 +34,8 @@ _SYNC_EVERY_S = 5.0
 def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
     """Do a stage as a Prefect task whose cache key is the stage's key.
 
-    The store decides whether the work is done; where it is, Prefect's cached result serves.
+    The store alone decides whether the work is done and what its result is: Prefect's cache is
+    shared by all stores of a machine, and only spares it the task.
     """
     stage = job.stage
     done_before = run.store.done(stage.folder) is not None
@@ -57,8 +57,10 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
     if not done_before:
         run.progress(stage.name, 0.0, "starting")
     with live:
-        done = dataclasses.replace(work(stage.key), fresh=not done_before)
-    if not done_before:
+        done = work(stage.key)
+    if done_before:
+        done = perform(run, job)
+    else:
         run.progress(stage.name, 1.0, "")
     if tracked is not None:
         tracked.finished(done, run.store.fetch(stage.folder))
@@ -70,6 +72,17 @@ class Tracked:
 
     def __init__(self, tracker: Tracker, parent: str | None) -> None:
         self.tracker, self.parent = tracker, parent
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """What ends the chain is shown in the parent run too."""
+        try:
+            yield
+        except BaseException:
+            if self.parent is not None:
+                with never_raising("end of the run"):
+                    self.tracker.finish(self.parent, "FAILED")
+            raise
 
     @contextmanager
     def mirroring(self, job: Job, folder: Path) -> Iterator[None]:
@@ -87,16 +100,23 @@ class Tracked:
         thread.start()
         try:
             yield
+        except BaseException:
+            with never_raising(f"end of {job.stage.name}"):
+                self.tracker.finish(self._run(job.stage.name, job.stage.key), "FAILED")
+            raise
         finally:
             over.set()
             thread.join(timeout=60)
 
     def finished(self, done: Done, folder: Path) -> None:
-        """A nested run of a finished stage, once: points, numbers of its result, its trials."""
-        if not done.fresh:
-            return
+        """A nested run of a finished stage, once: points, numbers of its result, its trials.
+
+        Also for a stage of an earlier run, whose tracking server may not have answered then.
+        """
         with never_raising(f"run of {done.name}"):
             run = self._run(done.name, done.key)
+            if self.tracker.finished(run):
+                return
             self.tracker.points(run, folder)
             self.tracker.log(
                 run,

@@ -145,7 +145,7 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("captions.dim", "0", "captions.dim must be > 0"),
         ("captions.batch", "1", "captions.batch must be > 1"),
         ("captions.rate", "-1", "captions.rate must be > 0"),
-        ("stage_one.epochs", "-1", "epochs must be >= 0, not -1"),
+        ("stage_one.epochs", "-1", "epochs must be in .0, 1e6., not -1"),
         ("stage_one.global_batch", "0", "global_batch must be > 0, not 0"),
         ("stage_one.rate", "NaN", r"rate must be in \(0, 1\), not nan"),
         ("stage_two.warmup_share", "1", r"warmup_share must be in \[0, 1\)"),

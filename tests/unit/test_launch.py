@@ -6,6 +6,9 @@ from ray import cloudpickle
 from pipelines.launch import TrainingError, _reason, _trial_listener, choose_weights
 from sdn.config import TAP_GROUPS, LossWeights
 
+OWN = LossWeights(taps={"conv1_2": 9.0})
+"""The recipe's; a single tap's weight is not the search's business."""
+
 
 def trials(*scores):
     """Trials with these scores; number n has all weights n + 1."""
@@ -41,15 +44,15 @@ def trials(*scores):
 )
 def test_best_wins_beyond_the_margin(scores, margin, number):
     """The best trial wins beyond the margin, the defaults stay within it, failures never win."""
-    weights, chosen = choose_weights(trials(*scores), margin)
+    weights, chosen = choose_weights(trials(*scores), margin, OWN)
     assert chosen == number
-    assert weights == LossWeights(**dict.fromkeys(TAP_GROUPS, number + 1.0))
+    assert weights == LossWeights(**dict.fromkeys(TAP_GROUPS, number + 1.0), taps=OWN.taps)
 
 
 def test_all_trials_failed():
     """Where no trial has a score, the reasons of all are given."""
     with pytest.raises(TrainingError, match="no trial of the search succeeded") as caught:
-        choose_weights(trials(None, None), 0.0)
+        choose_weights(trials(None, None), 0.0, OWN)
     assert "ValueError: trial 0" in str(caught.value)
     assert "ValueError: trial 1" in str(caught.value)
 

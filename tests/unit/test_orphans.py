@@ -89,9 +89,7 @@ def test_ended_run_leaves_no_process(how, code):
     """A run that comes to its end, or raises, leaves none either, and goes on itself."""
     parent, pids = start(how)
     try:
-        began = time.monotonic()
         out, err = parent.communicate(timeout=30)
-        assert time.monotonic() - began < 4.5  # what dies when asked to is not waited for
         assert parent.returncode == code
         assert ("after" in out) == (how == "normally")
         assert ("RuntimeError: broken" in err) == (how == "raises")

@@ -7,13 +7,14 @@ from pipelines.launch import cores
 from pipelines.run import RunSpec
 from pipelines.settings import Settings
 
-NAMES = ("STORE", "CACHE", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS")
+NAMES = ("STORE", "CACHE", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS", "TRACEBACK")
 
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(f"SDN_{name}", raising=False)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
 def test_defaults_run_embedded():
@@ -34,14 +35,19 @@ def test_every_variable_is_read(monkeypatch):
         "ray_address": "ray://head:10001",
         "s3_endpoint": "http://minio:9000",
         "cpus": "3",
+        "traceback": "True",
     }
-    assert {name.lower() for name in NAMES} == set(Settings.model_fields) == set(values)
+    own = set(Settings.model_fields) - {"prefect_api_url"}  # Prefect's own variable
+    assert {name.lower() for name in NAMES} == own == set(values)
     for name, value in values.items():
         monkeypatch.setenv(f"SDN_{name.upper()}", value)
     found = Settings()
     assert {name: str(getattr(found, name)) for name in values} == values
     assert cores(found) == 3
     assert found.local == Path("~/somewhere").expanduser()
+    assert found.prefect_api_url is None
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
+    assert Settings().prefect_api_url == "http://prefect:4200/api"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])

@@ -68,16 +68,6 @@ def test_workspace_is_kept_until_cleared(tmp_path):
     assert list(store.workspace("one").iterdir()) == []
 
 
-def test_list_names_folders_only(tmp_path):
-    """Folders below a name come sorted, files do not count, and a missing name has none."""
-    store = LocalStore(tmp_path)
-    for name in ("b", "a"):
-        store.workspace(f"stages/{name}")
-    (tmp_path / "stages" / "file").write_bytes(b"")
-    assert store.list("stages") == ["a", "b"]
-    assert store.list("nothing") == []
-
-
 def test_store_that_cannot_be_written(tmp_path):
     """A store below a file is refused before any work, with its path and what to do."""
     (tmp_path / "file").write_bytes(b"")

@@ -361,12 +361,12 @@ def test_consumed_keys_cover_each_sample_once_an_epoch(inputs):
 
 
 def test_stage_of_no_epochs_changes_nothing(inputs):
-    """A stage of length 0 runs no step and returns the start."""
+    """A stage of length 0 runs no step, and saves and returns the start."""
     config = config_of(epochs=0)
     saves = []
     trainer = run_stage("stage_one", config, inputs, save=saves.append, report=lambda report: None)
     assert trainer.step == 0
-    assert saves == []
+    assert saves == [trainer]
     assert_same(trainer.weights(), dict(new_student(config).state_dict()))
 
 

@@ -60,8 +60,8 @@ def test_embedder_forgets_when_it_holds_too_many():
     assert calls == [["a", "bb"], ["ccc"], ["a", "dddd"]]
 
 
-def test_ranks_compute_in_what_the_first_rank_measured(tmp_path, monkeypatch):
-    """With precision "auto" each rank measures for itself and all take the first one's answer."""
+def test_ranks_compute_in_what_the_first_rank_chose(tmp_path, monkeypatch):
+    """With precision "auto" each rank chooses for itself and all take the first one's answer."""
     stage = StageConfig(epochs=0, global_batch=4, precision="auto")
     config = RunConfig(
         name="wiring",
