@@ -32,6 +32,7 @@ format: $(READY)
 # torch first, so that nothing else chooses a build of it; then exactly what the lock says.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version)"
+	@echo "Installing the locked packages into $(VENV); this takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet $(TORCH)
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements.lock

@@ -108,5 +108,8 @@ class Display:
         say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")
         say(f"contact sheet: {found['contact_sheet']}")
         say(f"report: {found['report']}")
-        say(f"runs, models ({found['tracking_uri']}) and flows: sdn ui{found['store_option']}")
+        if found["tracking_uri"].startswith("http"):
+            say(f"runs and models: {found['tracking_uri']}")
+        else:
+            say(f"runs, models ({found['tracking_uri']}) and flows: sdn ui{found['store_option']}")
         say(f'generate: sdn generate "{found["example"]}"{found["store_option"]}')

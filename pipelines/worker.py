@@ -146,10 +146,7 @@ def _wrap(world: int) -> Callable[[nn.Module], nn.Module]:
         return lambda module: module
     from torch.nn.parallel import DistributedDataParallel
 
-    # Static: with an image weight of 0 in stage one, the last convolution gets no gradient.
-    return lambda module: DistributedDataParallel(
-        module, gradient_as_bucket_view=True, static_graph=True
-    )
+    return lambda module: DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def _agree(world: int) -> Callable[[str], str]:

@@ -93,7 +93,10 @@ class Trainer:
         self.student = channels_last(student)
         self.teacher = teacher
         self.scales = scales_of(config, tap_means)
-        self.forward: Callable[[Tensor], Taps] = wrap(self.student)
+        self.forward: Callable[[Tensor], Taps] = self.student
+        if any(config.weights.of(name) == 0 for name in teacher.names):
+            self._freeze_what_no_term_reaches()
+        self.forward = wrap(self.student)
         self.optimizer = torch.optim.Adam(
             student.parameters(), lr=config.rate, betas=(0.9, config.beta2), fused=True
         )
@@ -102,6 +105,20 @@ class Trainer:
             self.average = {k: v.detach().clone() for k, v in student.state_dict().items()}
         self.step = 0
         self.images_seen = 0
+
+    def _freeze_what_no_term_reaches(self) -> None:
+        """With an image weight of 0, say, stage one leaves the last convolution as it is.
+
+        Distributed training waits for the gradient of every parameter that wants one.
+        """
+        text = torch.zeros(1, self.student.fc7.in_features, device=self.device)
+        side = self.student.top[1] * 2 ** len(self.student.blocks)
+        terms = self.losses(text, torch.zeros(1, 3, side, side, device=self.device))
+        wanted = [p for p in self.student.parameters() if p.requires_grad]
+        total = torch.stack(list(terms.values())).sum()
+        found = torch.autograd.grad(total, wanted, allow_unused=True)
+        for parameter, gradient in zip(wanted, found, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     def losses(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Weighted terms of the stage, one a tap: scalar float32 each."""

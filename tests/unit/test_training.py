@@ -370,6 +370,16 @@ def test_stage_of_no_epochs_changes_nothing(inputs):
     assert_same(trainer.weights(), dict(new_student(config).state_dict()))
 
 
+def test_what_no_term_reaches_keeps_its_weights(inputs):
+    """Without the image term stage one leaves the last convolution alone, and trains all others."""
+    config = config_of(epochs=1, weights=LossWeights(image=0))
+    start = new_student(config).state_dict()
+    trainer = run_stage("stage_one", config, inputs, save=lambda t: None, report=lambda r: None)
+    end = trainer.student.state_dict()
+    kept = {name for name in start if torch.equal(start[name], end[name])}
+    assert kept == {"convs.image.weight", "convs.image.bias"}
+
+
 def test_resuming_a_finished_stage_runs_nothing(inputs):
     """A checkpoint of the last step has nothing left to do."""
     config = config_of(epochs=1)
