@@ -156,7 +156,7 @@ def kernel_distance(
         seed: of the subsets.
 
     Returns:
-        (mean, deviation of the subsets' values over subsets); best 0, may be negative.
+        (mean, deviation over the subsets); best 0, may be negative.
     """
     from torchmetrics.image.kid import poly_mmd
 
