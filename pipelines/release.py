@@ -76,7 +76,7 @@ def _track(run: Run, tracker: Tracker, parent: str, stages: dict[str, Done]) -> 
     scored = stages["evaluate"]
     folder = run.store.fetch(scored.folder)
     with never_raising("the parent run"):
-        if tracker.finished(parent):
+        if tracker.tag(parent, "sdn.key.evaluate") == scored.key:  # logged last: all is there
             return
         for name in (SHEET, REPORT, SCORES):
             tracker.file(parent, folder / name)

@@ -157,6 +157,11 @@ class Tracker:
         """Whether everything about a run is there already."""
         return bool(self.client.get_run(run).info.status == "FINISHED")
 
+    def tag(self, run: str, name: str) -> str | None:
+        """A tag of a run; None where it has none of this name."""
+        found: str | None = self.client.get_run(run).data.tags.get(name)
+        return found
+
     def finish(self, run: str, status: str = "FINISHED") -> None:
         """End a run; ending it again changes nothing."""
         self.client.set_terminated(run, status)
