@@ -15,7 +15,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-Fit = Literal["pad", "resize", "crop"]
+Fit = Literal["pad", "resize", "crop", "box"]
 Precision = Literal["float32", "bf16", "auto"]
 T = TypeVar("T")
 
@@ -30,11 +30,18 @@ class DataConfig:
     source: str = "openmoji"
     """Name of a reader in `sdn.data.sources`."""
     path: str | None = None
-    """Folder of the source; None for a source that carries its own data."""
+    """Where the source lies: a folder, for some sources also s3://bucket/prefix; None for a source
+    that carries its own data."""
+    image_field: str | None = None
+    """Column or field with the image in tables (parquet, captions.csv); None takes the usual
+    names."""
+    caption_field: str | None = None
+    """Column or field with the caption in tables and JSON; None takes the usual names."""
     resolution: int = 64
     """Height and width of the prepared images in pixels; divisible by 32."""
     fit: Fit = "pad"
-    """How an image becomes square: white borders, stretching, or cutting its centre out."""
+    """How an image becomes square: white borders (pad), stretching (resize), cutting its centre out
+    (crop), or cutting out a square about the object's box (box; sources with boxes only)."""
     image_format: Literal["png", "jpg"] = "png"
     """Encoding inside the shards; jpg is 4:4:4 at quality 95."""
     shard_samples: int = 256
@@ -45,6 +52,16 @@ class DataConfig:
     """Share of the compositions (or images) kept for the final scores, 0..1."""
     limit: int | None = None
     """At most this many records, for trying things out."""
+    duplicates: Literal["report", "hold-out", "drop"] = "report"
+    """What becomes of an image that comes more than once. report: it stays, and is counted.
+    hold-out: a training (or validation) image that is also in the test split is left out of the
+    former, and a training image that is also in validation. drop: as hold-out, and of several in
+    one split only the first stays."""
+    same: Literal["pixels", "near", "words"] = "pixels"
+    """When `duplicates` takes two for one. pixels: the prepared images are equal. near: also when
+    their difference hashes are equal. words: also when their captions have the same words."""
+    max_pixels: int = 64_000_000
+    """Largest image accepted, in pixels; more is taken for a decompression bomb."""
     failure_budget: float = 0.01
     """Share of records that may become dead letters before preparation fails, 0..1."""
 
@@ -66,6 +83,7 @@ class DataConfig:
             f"{self.validation_share + self.test_share}",
         )
         _require(self.limit is None or self.limit > 0, f"data.limit must be > 0, not {self.limit}")
+        _require(self.max_pixels > 0, f"data.max_pixels must be > 0, not {self.max_pixels}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

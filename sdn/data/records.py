@@ -26,6 +26,10 @@ class Record:
     """One of `SPLITS`."""
     labels: dict[str, str] = field(default_factory=dict)
     """Label name -> class name; what a teacher is fitted on. Empty where the source has none."""
+    where: str = ""
+    """The file of the source that it came from, with the row or member in it where it has some."""
+    box: tuple[float, float, float, float] | None = None
+    """Where the object is: left, top, width, height in pixels of the image as it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +47,13 @@ class DeadLetter:
 
     key: str
     where: str
-    """The file it came from."""
+    """The file of the source that it came from, with the row or member in it where it has some."""
     reason: str
     """What was expected and what came."""
+    image: bytes | None = None
+    """The encoded file as it came, kept for a second try; None where there was none to read."""
+    record: Record | None = None
+    """What came, where a whole record was read and only its preparation failed."""
 
 
 SourceItem = Record | Exclusion | DeadLetter

@@ -1,33 +1,74 @@
-"""Sources: one reader of each layout. A reader is `read(config) -> iterator of source items`."""
+"""Sources: one reader of each layout.
+
+A reader is a module with `partitions(config, files) -> iterator of Partition`. The partitions are
+the source cut into pieces that can be read by themselves, on another machine too; which they are
+depends on nothing but the source and the config. `files` is where `config.path` lies, None for a
+source that carries its own data.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from sdn.data.files import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
     from sdn.config import DataConfig
+    from sdn.data.files import Files
     from sdn.data.records import SourceItem
 
 SOURCES = {
+    "coco": "COCO captions; path: the folder with annotations/captions_*.json and the images",
     "cub": "CUB-200-2011 with Reed's captions; path: the folder that holds CUB_200_2011/",
-    "folder": "images with captions beside them (.txt) or in metadata.jsonl; path: the folder",
+    "flowers": "Oxford-102 flowers with Reed's captions; path: the folder with jpg/",
+    "folder": "images with .txt beside them, metadata.jsonl or captions.csv; a folder or s3://",
     "openmoji": "the embedded data set, OpenMoji (extra `openmoji`); no path",
+    "parquet": "Hugging Face's layout: images and captions in parquet; a folder or s3://",
+    "tars": "WebDataset and img2dataset tars; a folder or s3://",
 }
 """Name of a reader -> what it reads."""
 
+REMOTE = ("folder", "parquet", "tars")
+"""Sources that can lie on S3."""
 
-def read_source(config: DataConfig) -> Iterator[SourceItem]:
-    """Everything that the configured source holds.
+PARTITION_RECORDS = 1000
+"""About how many records a partition has, where its source can be cut anywhere."""
+
+
+class Partition(Protocol):
+    """A piece of a source; can be pickled, and read any number of times."""
+
+    def items(self) -> Iterator[SourceItem]:
+        """All that the piece holds, in an order of its own; one image in memory at a time."""
+
+
+def partitions(config: DataConfig, files: Files | None = None) -> Iterator[Partition]:
+    """The configured source in pieces, in the order in which they are written.
+
+    Args:
+        config: names the source and its path.
+        files: where the path lies; None opens a local path.
 
     Raises:
-        ValueError: no such source, or its folder is not of the expected layout.
+        ValueError: no such source, or its path is not of the expected layout.
     """
-    items: Iterator[SourceItem] = _reader(config.source).read(config)
-    return items
+    found: Iterator[Partition] = _reader(config.source).partitions(config, files or _local(config))
+    return found
+
+
+def read_source(config: DataConfig, files: Files | None = None) -> Iterator[SourceItem]:
+    """Everything that the configured source holds, one after the other.
+
+    Raises:
+        ValueError: as `partitions`.
+    """
+    for partition in partitions(config, files):
+        yield from partition.items()
 
 
 def attribution(source: str) -> str | None:
@@ -38,6 +79,17 @@ def attribution(source: str) -> str | None:
     """
     line: str | None = getattr(_reader(source), "ATTRIBUTION", None)
     return line
+
+
+def _local(config: DataConfig) -> Files | None:
+    if config.path is None:
+        return None
+    if "://" in config.path:
+        raise ValueError(
+            f"data.path is {config.path}: expected a folder, or s3://bucket/prefix for the sources "
+            f"{', '.join(REMOTE)} (with `sdn`, not `python -m sdn`)"
+        )
+    return LocalFolder(Path(config.path).expanduser())
 
 
 def _reader(source: str) -> ModuleType:
