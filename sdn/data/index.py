@@ -1,4 +1,4 @@
-"""Where each sample of a shard lies: offsets, lengths and checksums, as parquet or from the tar."""
+"""Where each sample of a shard lies and what it holds, as parquet columns or read from the tar."""
 
 from __future__ import annotations
 
@@ -6,113 +6,200 @@ import io
 import tarfile
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-MEMBERS = ("image", "txt", "json")
-"""Members of a sample. In the tar `image` carries the extension of its format."""
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
 IMAGE_EXTENSIONS = ("png", "jpg")
 
-_FIELDS = ("offset", "length", "crc32")
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One member of a sample: where its payload lies in the tar."""
-
-    offset: int
-    """First byte of the payload, from the start of the tar."""
-    length: int
-    """Bytes."""
-    crc32: int
-    """Of the payload."""
+LOCATION = (
+    "offset",
+    "length",
+    "crc32",
+    "image_offset",
+    "image_length",
+    "json_offset",
+    "json_length",
+)
+"""Numbers that say where a sample lies; what reading needs of the index."""
+DIGESTS = {"content": 16, "pixels": 16, "near": 8, "words": 8}
+"""Digest -> its length in bytes; what finding duplicates needs of the index."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One sample of a shard."""
+    """One sample of a shard: its span in the tar, and what it is recognised by."""
 
     key: str
-    image: Member
-    txt: Member
-    json: Member
+    offset: int
+    """First byte of the span, which is that of its first tar header, from the start of the tar."""
+    length: int
+    """Bytes of the span: headers, members and their padding."""
+    crc32: int
+    """Of the whole span."""
+    image_offset: int
+    """First byte of the image, from the start of the span."""
+    image_length: int
+    json_offset: int
+    """First byte of the JSON member, from the start of the span."""
+    json_length: int
+    content: bytes = bytes(16)
+    """Of the record as it came: image file, captions, labels, split."""
+    pixels: bytes = bytes(16)
+    """Of the prepared pixels."""
+    near: bytes = bytes(8)
+    """Difference hash of the prepared pixels: equal for images that look alike."""
+    words: bytes = bytes(8)
+    """Of the sorted words of the captions."""
 
-    @property
-    def start(self) -> int:
-        """Offset of the sample's first payload byte."""
-        return min(self.image.offset, self.txt.offset, self.json.offset)
 
-    @property
-    def end(self) -> int:
-        """Offset behind the sample's last payload byte."""
-        return max(m.offset + m.length for m in (self.image, self.txt, self.json))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """Where the samples of one shard lie, a column each; row r is sample r."""
+
+    keys: Sequence[str]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    crc32: NDArray[np.int64]
+    image_offset: NDArray[np.int64]
+    image_length: NDArray[np.int64]
+    json_offset: NDArray[np.int64]
+    json_length: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Samples of the shard."""
+        return len(self.keys)
 
 
-def to_parquet(rows: list[IndexRow]) -> bytes:
-    """The index of one shard as a parquet file.
+def to_parquet(rows: Sequence[IndexRow], shard: str, split: Sequence[str] | None = None) -> bytes:
+    """The index of one shard as a parquet file; equal rows give equal bytes.
 
-    Columns: key; and for each of image, txt, json: `_offset`, `_length` (bytes), `_crc32`.
+    Columns: key, shard, the numbers of `LOCATION`, the digests of `DIGESTS`; and split where given.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
     from pyarrow import parquet
 
-    columns: dict[str, pa.Array] = {"key": pa.array([row.key for row in rows], pa.string())}
-    for member in MEMBERS:
-        for field in _FIELDS:
-            values = [getattr(getattr(row, member), field) for row in rows]
-            columns[f"{member}_{field}"] = pa.array(values, pa.int64())
+    columns: dict[str, pa.Array] = {
+        "key": pa.array([row.key for row in rows], pa.string()),
+        "shard": pa.array([shard] * len(rows), pa.string()),
+    }
+    for name in LOCATION:
+        columns[name] = pa.array([getattr(row, name) for row in rows], pa.int64())
+    for name, size in DIGESTS.items():
+        columns[name] = pa.array([getattr(row, name) for row in rows], pa.binary(size))
+    if split is not None:
+        columns["split"] = pa.array(split, pa.string())
     buffer = io.BytesIO()
     parquet.write_table(pa.table(columns), buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def from_parquet(data: bytes) -> list[IndexRow]:
-    """The index of one shard from its parquet file.
+def from_parquet(data: bytes) -> Index:
+    """Where the samples of a shard lie, from its parquet file.
 
     Raises:
         ImportError: pyarrow is not installed; `scan` needs only the tar.
         ValueError: not such a file.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        columns = parquet.read_table(io.BytesIO(data)).to_pydict()
-        members = [
-            [
-                Member(*values)
-                for values in zip(*(columns[f"{m}_{f}"] for f in _FIELDS), strict=True)
-            ]
-            for m in MEMBERS
-        ]
-        return [IndexRow(*row) for row in zip(columns["key"], *members, strict=True)]
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"not the index of a shard: {error}") from error
+    table = _table(data, ("key", *LOCATION))
+    values: dict[str, Any] = {name: table[name].to_numpy() for name in LOCATION}
+    return Index(keys=table["key"].to_pylist(), **values)
 
 
-def scan(tar: BinaryIO) -> list[IndexRow]:
-    """The index of one shard from the tar itself; its checksums describe the bytes as they are.
+def rows_from_parquet(data: bytes, *, with_split: bool = False) -> list[tuple[IndexRow, str]]:
+    """All columns of an index, row by row, each with its split ("" where there is none).
+
+    Raises:
+        ImportError, ValueError: as `from_parquet`.
+    """
+    names = ("key", *LOCATION, *DIGESTS)
+    table = _table(data, names + (("split",) if with_split else ()))
+    columns = [table[name].to_pylist() for name in names]
+    splits = table["split"].to_pylist() if with_split else [""] * table.num_rows
+    return [
+        (IndexRow(*values), split)
+        for *values, split in zip(*columns, splits, strict=True)
+    ]
+
+
+def scan(tar: BinaryIO) -> Index:
+    """Where the samples of a shard lie, from the tar; its checksums describe the bytes as they are.
 
     So an index made this way finds no damage that was there before: check the shard's SHA-256
     first.
 
     Raises:
-        ValueError: not a tar of whole samples (an image, `txt` and `json` in a row for each key).
+        ValueError: not a tar of whole samples (an image, `json` and `txt` in a row for each key).
     """
-    found: dict[str, dict[str, Member]] = {}
+    rows: list[IndexRow] = []
+    members: dict[str, tarfile.TarInfo] = {}
     try:
         with tarfile.open(fileobj=tar, mode="r:") as archive:
             for info in archive:
-                key, _, extension = info.name.partition(".")
-                member = "image" if extension in IMAGE_EXTENSIONS else extension
-                members = found.setdefault(key, {})
-                payload = archive.extractfile(info) if info.isfile() else None
-                if member not in MEMBERS or member in members or payload is None:
+                name = _member(info)
+                if name in members:
                     raise ValueError(f"unexpected member {info.name!r}")
-                checksum = zlib.crc32(payload.read())
-                members[member] = Member(info.offset_data, info.size, checksum)
+                members[name] = info
+                if len(members) == len(MEMBERS):
+                    rows.append(_row(tar, members))
+                    members = {}
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"not a readable tar: {error}") from error
-    for key, members in found.items():
-        if len(members) != len(MEMBERS):
-            raise ValueError(f"sample {key!r} has only {sorted(members)}")
-    return [IndexRow(key, **members) for key, members in found.items()]
+    if members:
+        raise ValueError(f"the last sample has only {sorted(members)}")
+    numbers = np.array([[getattr(row, name) for name in LOCATION] for row in rows], np.int64)
+    numbers = numbers.reshape(len(rows), len(LOCATION))
+    values: dict[str, Any] = {name: numbers[:, n].copy() for n, name in enumerate(LOCATION)}
+    return Index(keys=[row.key for row in rows], **values)
+
+
+MEMBERS = ("image", "json", "txt")
+"""Members of a sample, in their order in the tar; `image` carries the extension of its format."""
+
+
+def _member(info: tarfile.TarInfo) -> str:
+    extension = info.name.partition(".")[2]
+    name = "image" if extension in IMAGE_EXTENSIONS else extension
+    if name not in MEMBERS or not info.isfile():
+        raise ValueError(f"unexpected member {info.name!r}")
+    return name
+
+
+def _row(tar: BinaryIO, members: dict[str, tarfile.TarInfo]) -> IndexRow:
+    keys = {info.name.partition(".")[0] for info in members.values()}
+    if len(keys) != 1 or list(members) != list(MEMBERS):
+        raise ValueError(f"the members of a sample are not in a row: {sorted(keys)}")
+    image, json, txt = members.values()
+    end = txt.offset_data + -(-txt.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    here = tar.tell()
+    tar.seek(image.offset)
+    span = tar.read(end - image.offset)
+    tar.seek(here)
+    return IndexRow(
+        key=keys.pop(),
+        offset=image.offset,
+        length=end - image.offset,
+        crc32=zlib.crc32(span),
+        image_offset=image.offset_data - image.offset,
+        image_length=image.size,
+        json_offset=json.offset_data - image.offset,
+        json_length=json.size,
+    )
+
+
+def _table(data: bytes, names: tuple[str, ...]) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(io.BytesIO(data), columns=list(names), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not the index of a shard: {error}") from error
+    if lacking := set(names) - set(table.column_names):
+        raise ValueError(f"not the index of a shard: it lacks {', '.join(sorted(lacking))}")
+    return table
