@@ -258,9 +258,7 @@ def read_versions(files: Files) -> list[Manifest]:
 
 def write_manifest(files: Files, manifest: Manifest) -> None:
     """Write the manifest atomically; from then on the place is a data set of this version."""
-    content = _to_json(manifest)
-    content["sha256"] = _sha256(content)
-    text = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+    text = _text(_to_json(manifest))
     files.write(f"{VERSIONS}/{manifest.digest}.json", text)
     files.write(MANIFEST, text)
 
@@ -371,9 +369,15 @@ def _parse(data: bytes, where: str) -> Manifest:
             f"{where} has format version {found!r}, expected {FORMAT_VERSION}: prepare the data "
             "again with this version of sdn"
         )
-    if content.pop("sha256", None) != _sha256(content):
+    if content.pop("sha256", None) != _sha256(content) or _text(content) != data:
         raise ValueError(f"{where} is damaged: its content does not match its own SHA-256")
     return _from_json(content)
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    """The bytes of a manifest's file; there is one way only to write the same content."""
+    whole = content | {"sha256": _sha256(content)}
+    return (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
