@@ -1,7 +1,7 @@
 """The seam between data and where it lies: every byte read or written passes through here.
 
-`LocalFolder` is the folder of a disk; `pipelines.s3` has its like for `s3://bucket/prefix`. Both can
-be pickled, so that a partition of a source carries along where to read.
+`LocalFolder` is the folder of a disk; `pipelines.s3_files` has its like for `s3://bucket/prefix`.
+Both can be pickled, so that a partition of a source carries along where to read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Files(Protocol):
 
     def walk(self, below: str = "") -> Iterator[FileInfo]:
         """All files below the folder of this name, at any depth, hidden ones and ours in the
-        making left out; in no order to rely on, and without holding the whole listing."""
+        making left out; in no order to rely on, and without holding the whole listing.
+        """
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -187,8 +188,13 @@ class LocalFolder:
             os.close(folder)
 
     def remove(self, name: str) -> None:
-        """As in `Files`."""
-        (self.path / name).unlink(missing_ok=True)
+        """As in `Files`; a folder inside that becomes empty goes, too."""
+        path = self.path / name
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == self.path or not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
     def close(self) -> None:
         """As in `Files`."""

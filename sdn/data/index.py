@@ -121,10 +121,7 @@ def rows_from_parquet(data: bytes, *, with_split: bool = False) -> list[tuple[In
     table = _table(data, names + (("split",) if with_split else ()))
     columns = [table[name].to_pylist() for name in names]
     splits = table["split"].to_pylist() if with_split else [""] * table.num_rows
-    return [
-        (IndexRow(*values), split)
-        for *values, split in zip(*columns, splits, strict=True)
-    ]
+    return [(IndexRow(*values), split) for *values, split in zip(*columns, splits, strict=True)]
 
 
 def scan(tar: BinaryIO) -> Index:

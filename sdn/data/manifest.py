@@ -102,7 +102,7 @@ class Manifest:
     _samples: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = {split: 0 for split in SPLITS}
+        counts = dict.fromkeys(SPLITS, 0)
         for segment in self.segments:
             counts[segment.split] += segment.samples
         object.__setattr__(self, "_samples", counts)

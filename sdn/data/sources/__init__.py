@@ -36,7 +36,7 @@ SOURCES = {
 REMOTE = ("folder", "parquet", "tars")
 """Sources that can lie on S3."""
 
-PARTITION_RECORDS = 1000
+PARTITION_RECORDS = 250
 """About how many records a partition has, where its source can be cut anywhere."""
 
 
