@@ -83,11 +83,11 @@ class Display:
 
     def plan(self, run: Run) -> dict[str, Any]:
         """The resolved config, and whether the first stage would do any work."""
-        from pipelines.work import prepare_stage
+        from pipelines.preparing import prepare_stage
         from sdn.config import to_dict
 
         config = to_dict(run.config)
-        stage = prepare_stage(run.config)
+        stage = prepare_stage(run.config.data, run.settings)
         done = run.store.done(stage.folder) is not None
         self.console.print_json(data=config)
         self.console.print(f"store: {run.store.uri}")

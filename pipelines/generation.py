@@ -119,6 +119,7 @@ def score_model(
         RegistryError: no such model.
     """
     from pipelines import work
+    from pipelines.preparing import data_set
     from sdn.config import RunConfig, from_dict, with_overrides
     from sdn.evaluation import evaluate
     from sdn.stage_run import CONFIG, StageInputs
@@ -132,7 +133,7 @@ def score_model(
     taught = _already(run, work.teacher(run, data))
     encoder = _already(run, work.captions(run, data, taught))
     inputs = StageInputs(
-        data=run.store.fetch(data.folder),
+        data=data_set(run, data),
         teacher=run.store.fetch(taught.folder),
         captions=run.store.fetch(encoder.folder),
     )

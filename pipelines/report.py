@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipelines.points import read_points
+from pipelines.preparing import data_set
 from sdn.config import to_dict
 from sdn.evaluation import evaluate
 from sdn.sheets import contact_sheet
@@ -45,10 +46,10 @@ def write_evaluation(
         `scores` (row -> score -> value), `headline` (top 1 of the last model in pixels),
         `captions` (number of them).
     """
-    local = {role: run.store.fetch(done.folder) for role, done in inputs.items()}
+    local = {role: run.store.fetch(done.folder) for role, done in inputs.items() if role != "data"}
     found = evaluate(
         run.config,
-        StageInputs(**local),
+        StageInputs(data=data_set(run, inputs["data"]), **local),
         {name.replace("_", " "): run.store.fetch(done.folder) for name, done in models.items()},
         report=lambda row: run.progress("evaluate", 0.0, row),
     )

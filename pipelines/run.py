@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from pipelines.stage import Stage
 
 
+def parse_overrides(changes: list[str]) -> dict[str, str]:
+    """`["stage_two.epochs=3"]` as a table.
+
+    Raises:
+        ValueError: an entry without `=`.
+    """
+    found = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"expected key=value, not {change!r}; for example stage_two.epochs=3")
+        found[key.strip()] = value.strip()
+    return found
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """What a person asked for; plain values, so that it can travel to a worker."""

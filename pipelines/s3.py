@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipelines.s3_files import S3Files
 from pipelines.store import DONE, StoreError, clear, files_below, folder_lock, read_mark, write_mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from sdn.data.files import Files
 
 
 class S3Store:
@@ -27,7 +30,8 @@ class S3Store:
         self.uri = uri.rstrip("/")
         self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
         digest = hashlib.sha256(f"{endpoint}{self.uri}".encode()).hexdigest()[:12]
-        self.cache = cache.expanduser() / digest
+        self._endpoint, self._shared_cache = endpoint, cache.expanduser()
+        self.cache = self._shared_cache / digest
         # Standard mode retries throttling and broken connections with back-off.
         config = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=5)
         self.client = boto3.client("s3", endpoint_url=endpoint, config=config)
@@ -117,39 +121,6 @@ class S3Store:
         write_mark(folder, mark["result"])
         return folder
 
-
-def upload(folder: Path, uri: str, endpoint: str | None, *, last: str) -> None:
-    """Copy a local folder to `s3://bucket/prefix`, the file named `last` after all others.
-
-    Raises:
-        StoreError: the bucket cannot be written; nothing that has `last` is left then.
-    """
-    store = S3Store(uri, folder, endpoint)
-    store.check()
-    with store.reaching("written"):
-        for path in sorted(files_below(folder), key=lambda path: path.name == last):
-            key = store.key(str(path.relative_to(folder)))
-            extra = {"ChecksumAlgorithm": "SHA256"}
-            store.client.upload_file(str(path), store.bucket, key, ExtraArgs=extra)
-
-
-def download(uri: str, folder: Path, endpoint: str | None) -> None:
-    """Copy everything below `s3://bucket/prefix` into a local folder.
-
-    Raises:
-        StoreError: there is nothing, or it cannot be read.
-    """
-    store = S3Store(uri, folder, endpoint)
-    prefix = f"{store.prefix}/" if store.prefix else ""
-    with store.reaching("read"):
-        pages = store.client.get_paginator("list_objects_v2").paginate(
-            Bucket=store.bucket, Prefix=prefix
-        )
-        names = [
-            found["Key"][len(prefix) :] for page in pages for found in page.get("Contents", ())
-        ]
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            store.client.download_file(store.bucket, store.key(name), str(folder / name))
-    if not names:
-        raise StoreError(f"there is nothing at {uri}")
+    def files(self, name: str) -> Files:
+        """As in `Store`."""
+        return S3Files(f"{self.uri}/{name}", endpoint=self._endpoint, cache=self._shared_cache)

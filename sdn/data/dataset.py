@@ -39,15 +39,17 @@ class DataSet:
         return self.manifest.samples(split)
 
 
-def open_dataset(place: Files | Path | str, version: str | None = None) -> DataSet:
+def open_dataset(place: DataSet | Files | Path | str, version: str | None = None) -> DataSet:
     """The data set in a folder or at another place: its newest version, or the one named.
 
     Args:
-        place: a local folder, or `Files` of any kind.
+        place: a local folder, or `Files` of any kind; a data set that is open stays as it is.
         version: beginning of a version's digest.
 
     Raises:
         ValueError: no data set, a damaged one, one of another format, or no such version.
     """
+    if isinstance(place, DataSet):
+        return place
     files: Files = LocalFolder(place) if isinstance(place, (str, Path)) else place
     return DataSet(files, read_manifest(files, version))

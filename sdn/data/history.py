@@ -87,7 +87,7 @@ def _rows(dataset: DataSet) -> Iterator[tuple[str, str, bytes]]:
 
 def _sorted_out(db: sqlite3.Connection, query: str) -> tuple[dict[str, int], list[str]]:
     counts = dict.fromkeys(SPLITS, 0)
-    keys = []
+    keys: list[str] = []
     for key, split in db.execute(query):
         counts[split] += 1
         if len(keys) < _SHOWN:

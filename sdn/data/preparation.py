@@ -12,6 +12,9 @@ from sdn.data.images import decode, encode
 from sdn.data.records import SPLITS, DeadLetter, Record
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sdn.config import DataConfig
 
 _KEY = re.compile(r"(?!__)[^\s./\\\x00-\x1f\x7f]+")
@@ -28,6 +31,8 @@ class Prepared:
     image: bytes
     txt: bytes
     json: bytes
+    pixels: NDArray[np.uint8]
+    """(H, W, 3), what `image` encodes."""
 
 
 def prepare(record: Record, config: DataConfig) -> Prepared | DeadLetter:
@@ -40,7 +45,13 @@ def prepare(record: Record, config: DataConfig) -> Prepared | DeadLetter:
         captions = _captions(record)
         pixels = decode(record.image, resolution=config.resolution, fit=config.fit)
     except ValueError as error:
-        return DeadLetter(key=record.key, where=config.source, reason=str(error))
+        return DeadLetter(
+            key=record.key,
+            where=record.where or config.source,
+            reason=str(error),
+            image=record.image,
+            record=record,
+        )
     about = {"captions": captions, "labels": record.labels}
     return Prepared(
         key=record.key,
@@ -48,6 +59,7 @@ def prepare(record: Record, config: DataConfig) -> Prepared | DeadLetter:
         image=encode(pixels, config.image_format),
         txt=captions[0].encode(),
         json=json.dumps(about, sort_keys=True).encode(),
+        pixels=pixels,
     )
 
 

@@ -70,8 +70,9 @@ class Writing:
     config: DataConfig
     attribution: str | None = None
     """Whom to name beside images that come from this data."""
-    fingerprint: str = ""
-    """Of the source as it is now; work that was cut off is gone on with only if it is the same."""
+    fingerprint: str | None = None
+    """Of the source as it is now: work that was cut off is gone on with only if it is the same;
+    None begins anew."""
     budget: bool = True
     """Whether more dead letters than `config.failure_budget` are an error."""
     run: Runner = run_here

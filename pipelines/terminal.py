@@ -1,0 +1,111 @@
+"""What the commands of the command line share: quiet libraries, clear errors, tables, answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="Folder or s3://bucket/prefix [default: SDN_STORE, else runs]"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change of the config; may be repeated."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
+]
+
+
+def quiet() -> None:
+    """Embedded parts stay silent and ask nobody outside; anything set already is kept."""
+    for name, value in {
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the search has its bar here
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    # What libraries warn developers of; among it MLflow's wish for type hints on predict, which
+    # would drop the model's parameters.
+    logging.captureWarnings(capture=True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+
+
+@contextmanager
+def expected_errors() -> Iterator[None]:
+    """An expected error is one clear line and exit 1, not a traceback."""
+    try:
+        yield
+    except typer.Exit:  # a RuntimeError too
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        from pipelines.settings import Settings
+
+        if Settings().traceback:
+            raise
+        say(f"error: {error}", error=True)
+        raise typer.Exit(1) from error
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """A line for the reader."""
+    typer.echo(text, err=error)
+
+
+def table(
+    headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, to_stderr: bool = False
+) -> None:
+    """A table as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(*headings)
+    for row in rows:
+        found.add_row(*(Text(cell) for cell in row))  # as it is: brackets are no markup here
+    Console(stderr=to_stderr).print(found)
+
+
+@contextmanager
+def counting(*, to_stderr: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Progress of a preparation; yields what to call with (step, done, of how many if known)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=to_stderr), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(step: str, done: int, total: int | None) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total)
+            bars.update(tasks[step], completed=done, total=total)
+
+        yield report
+
+
+def answer(found: dict[str, Any], *, as_json: bool) -> None:
+    """What a program reads: one JSON object in the last line, if it was asked for."""
+    if as_json:
+        typer.echo(json.dumps(found))
