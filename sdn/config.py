@@ -59,7 +59,7 @@ class DataConfig:
     one split only the first stays."""
     same: Literal["pixels", "near", "words"] = "pixels"
     """When `duplicates` takes two for one. pixels: the prepared images are equal. near: also when
-    their difference hashes are equal. words: also when their captions have the same words."""
+    they look alike, coarsely. words: also when their captions have the same words."""
     max_pixels: int = 64_000_000
     """Largest image accepted, in pixels; more is taken for a decompression bomb."""
     failure_budget: float = 0.01

@@ -53,7 +53,7 @@ class IndexRow:
     pixels: bytes = bytes(16)
     """Of the prepared pixels."""
     near: bytes = bytes(8)
-    """Difference hash of the prepared pixels: equal for images that look alike."""
+    """Of the prepared pixels, coarsely: equal for most images that look alike."""
     words: bytes = bytes(8)
     """Of the sorted words of the captions."""
 
@@ -194,7 +194,9 @@ def _table(data: bytes, names: tuple[str, ...]) -> Any:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(io.BytesIO(data), columns=list(names), use_threads=False)
+        # Half the time of `read_table`, and it is needed for every shard of every epoch.
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        table = file.read(columns=list(names), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not the index of a shard: {error}") from error
     if lacking := set(names) - set(table.column_names):
