@@ -25,7 +25,7 @@ Measure = Literal["pixels", "near", "words"]
 _ROW = tuple(f.name for f in fields(IndexRow))
 _PRIORITY = {"test": 0, "validation": 1, "train": 2}
 """Which split keeps an image that two of them have: the one that scores are taken on."""
-_NOUN = {"pixels": "image", "near": "look of an image", "words": "words of the captions"}
+_NOUN = {"pixels": "image", "near": "look of an image", "words": "caption, word for word,"}
 _HELD_OUT_FIRST = (("validation", "test"), ("train", "test"), ("train", "validation"))
 """(split, the split that keeps what both have): scores are taken on what was held out."""
 _THERE_FIRST = tuple((a, b) for a in SPLITS for b in SPLITS if a != b)

@@ -43,8 +43,8 @@ def pixels_digest(pixels: NDArray[np.uint8]) -> bytes:
 def near_digest(pixels: NDArray[np.uint8]) -> bytes:
     """8 bytes of what an image looks like: its colours in 8 x 8 blocks, in steps of 32.
 
-    Equal for most images that differ by their encoding only, and rarely for two things: a copy can
-    escape it where a colour lies between two steps, so it finds many near copies and not all.
+    Rarely equal for two things, and so strict that many a near copy escapes it: where a colour
+    lies between two steps, another encoding moves it to the other one. What it finds is a part.
 
     Args:
         pixels: (H, W, 3) uint8; H and W at least 8.
