@@ -51,7 +51,7 @@ def prepare(
     with expected_errors():
         quiet()
         from pipelines import preparing
-        from pipelines.launch import stop_ray
+        from pipelines.cluster import stop_ray
         from pipelines.orphans import ended_with_this_process
         from pipelines.run import parse_overrides
         from pipelines.settings import Settings
@@ -197,7 +197,7 @@ def retry(
     with expected_errors():
         quiet()
         from pipelines import preparing
-        from pipelines.launch import stop_ray
+        from pipelines.cluster import stop_ray
         from pipelines.orphans import ended_with_this_process
         from pipelines.run import parse_overrides
         from pipelines.settings import Settings

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.launch import cores
+from pipelines.cluster import cores
 from pipelines.run import RunSpec
 from pipelines.store import StoreError
 

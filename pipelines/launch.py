@@ -6,15 +6,14 @@ import contextvars
 import dataclasses
 import gc
 import logging
-import os
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cluster import cores, has_gpu
 from pipelines.worker import StageOrder, run_trial, train_rank
 from sdn import checkpoint as checkpoints
 from sdn.config import TAP_GROUPS, LossWeights
-from sdn.training import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,46 +29,6 @@ _OVER = "over"
 
 class TrainingError(RuntimeError):
     """A stage failed on its workers; the text carries their reason."""
-
-
-def cores(settings: Settings) -> int:
-    """Cores that this process may use."""
-    return settings.cpus or available_cores()
-
-
-def start_ray(settings: Settings) -> None:
-    """Connect to the cluster at the configured address, or start Ray in this process; once."""
-    import ray
-
-    # Workers as important as Ray's own processes, which would take what they want from a nice 15.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if settings.s3_endpoint is not None:  # where Ray keeps checkpoints on S3
-        os.environ.setdefault("AWS_ENDPOINT_URL", settings.s3_endpoint)
-    if ray.is_initialized():
-        return
-    here = settings.ray_address is None
-    ray.init(
-        address=settings.ray_address,
-        namespace="sdn",
-        num_cpus=cores(settings) if here else None,
-        include_dashboard=False if here else None,
-        object_store_memory=200 * 1024**2 if here else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-    )
-
-
-def stop_ray() -> None:
-    """Leave the cluster, or end the Ray that was started here; nothing where none was started."""
-    import sys
-
-    if "ray" in sys.modules:
-        import ray
-
-        ray.shutdown()
 
 
 def train_stage(
@@ -103,7 +62,7 @@ def train_stage(
         train_rank,
         train_loop_config={"order": dataclasses.asdict(order), "points": points},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=_gpu(), resources_per_worker={"CPU": order.threads}
+            num_workers=workers, use_gpu=has_gpu(), resources_per_worker={"CPU": order.threads}
         ),
         run_config=RunConfig(
             name=name,
@@ -168,7 +127,7 @@ def search_weights(
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, settings={"order": dataclasses.asdict(order)}),
-            {"cpu": float(order.threads), "gpu": float(_gpu())},
+            {"cpu": float(order.threads), "gpu": float(has_gpu())},
         ),
         param_space=space,
         tune_config=tune.TuneConfig(
@@ -287,14 +246,6 @@ def _trial_listener(listen: Callable[[str, dict[str, Any]], None]) -> Any:
 
 def _deaf(kind: str, values: dict[str, Any]) -> None:
     del kind, values
-
-
-def _gpu() -> bool:
-    """Whether this machine or the cluster has one."""
-    import ray
-    import torch
-
-    return torch.cuda.is_available() or bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines.launch import start_ray
+from pipelines.cluster import start_ray
 from pipelines.stage import Stage
 from pipelines.store import open_files
 from sdn.config import DataConfig, from_dict, to_dict, with_overrides

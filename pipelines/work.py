@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.launch import choose_weights, cores, search_weights, start_ray, train_stage
+from pipelines.cluster import cores, start_ray
+from pipelines.launch import choose_weights, search_weights, train_stage
 from pipelines.points import PointLog
 from pipelines.preparing import data_set, data_uri, prepare_into_store, prepare_stage
 from pipelines.run import Done, Job, Run

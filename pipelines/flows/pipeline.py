@@ -12,8 +12,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from pipelines import work
+from pipelines.cluster import stop_ray
 from pipelines.flows.stages import Progress, Tracked, do
-from pipelines.launch import stop_ray
 from pipelines.preparing import data_set
 from pipelines.release import example_caption, release
 from pipelines.run import Done, Run, RunSpec, parse_overrides

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import tempfile
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 from sdn.data.index import IndexRow
@@ -23,6 +24,7 @@ Duplicates = Literal["report", "hold-out", "drop"]
 Measure = Literal["pixels", "near", "words"]
 
 _ROW = tuple(f.name for f in fields(IndexRow))
+_VALUES = attrgetter(*_ROW)
 _PRIORITY = {"test": 0, "validation": 1, "train": 2}
 """Which split keeps an image that two of them have: the one that scores are taken on."""
 _NOUN = {"pixels": "image", "near": "look of an image", "words": "caption, word for word,"}
@@ -82,7 +84,7 @@ class Catalog:
         self._db.executemany(
             f"INSERT INTO sample ({columns}) VALUES ({marks})",
             (
-                (_place(row), part, split, _PRIORITY[split], row.key, *astuple(row))
+                (_place(row), part, split, _PRIORITY[split], row.key, *_VALUES(row))
                 for row, split in rows
             ),
         )

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines.launch import cores
+from pipelines.cluster import cores
 from pipelines.run import RunSpec
 from pipelines.settings import Settings
 

@@ -1,0 +1,61 @@
+"""Ray, on a cluster or in this process: started, asked and stopped. Loads no torch by itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
+
+
+def cores(settings: Settings) -> int:
+    """Cores that this process may use."""
+    if settings.cpus is not None:
+        return settings.cpus
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start_ray(settings: Settings) -> None:
+    """Connect to the cluster at the configured address, or start Ray in this process; once."""
+    import ray
+
+    # Workers as important as Ray's own processes, which would take what they want from a nice 15.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if settings.s3_endpoint is not None:  # where Ray keeps checkpoints on S3
+        os.environ.setdefault("AWS_ENDPOINT_URL", settings.s3_endpoint)
+    if ray.is_initialized():
+        return
+    here = settings.ray_address is None
+    ray.init(
+        address=settings.ray_address,
+        namespace="sdn",
+        num_cpus=cores(settings) if here else None,
+        include_dashboard=False if here else None,
+        object_store_memory=200 * 1024**2 if here else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=False,
+    )
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the Ray that was started here; nothing where none was started."""
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+def has_gpu() -> bool:
+    """Whether this machine or the cluster has one."""
+    import ray
+    import torch
+
+    return torch.cuda.is_available() or bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
