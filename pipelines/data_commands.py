@@ -127,11 +127,10 @@ def log(uri: Place, as_json: JsonOption = False) -> None:
                         for split, new in zip(SPLITS, came, strict=True)
                     ),
                     f"{manifest.dead_letters:,}",
-                    manifest.origin or "",
                 )
             )
         if not as_json:
-            table(("version", "digest", *SPLITS, "dead letters", "source"), rows)
+            table(("", "digest", *SPLITS, "dead letters"), rows)
         answer({"versions": [_about(uri, manifest) for manifest in versions]}, as_json=as_json)
 
 

@@ -43,7 +43,13 @@ def prepare(record: Record, config: DataConfig) -> Prepared | DeadLetter:
     try:
         _check_names(record)
         captions = _captions(record)
-        pixels = decode(record.image, resolution=config.resolution, fit=config.fit)
+        pixels = decode(
+            record.image,
+            resolution=config.resolution,
+            fit=config.fit,
+            box=record.box,
+            max_pixels=config.max_pixels,
+        )
     except ValueError as error:
         return DeadLetter(
             key=record.key,

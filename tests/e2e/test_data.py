@@ -137,7 +137,7 @@ def test_append_log_diff_letters_retry(here):
 
 
 def test_too_many_dead_letters_stop_a_run_before_training(here):
-    """The run fails in its first stage; terminal, Prefect and MLflow show what could not be used."""
+    """The run fails in its first stage; terminal and MLflow show what could not be used."""
     root = here.store.parent
     source = root / "bad"
     draw(source, 0, 20)

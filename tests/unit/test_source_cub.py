@@ -1,14 +1,17 @@
+import io
+import pickle
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_data import picture
 
 from sdn.config import DataConfig
 from sdn.data.images import encode
 from sdn.data.preparation import Prepared, prepare
 from sdn.data.records import DeadLetter, Exclusion, Record
-from sdn.data.sources import read_source
+from sdn.data.sources import PARTITION_RECORDS, partitions, read_source
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "cub"
 TRAINED = ("001.Red_Bird", "002.Blue_Bird")
@@ -38,6 +41,12 @@ def build(root, birds=(*TRAINED, TESTED), each=10):
 def items(root, kind=Record, **changes):
     config = DataConfig(source="cub", path=str(root), resolution=32, **changes)
     return [item for item in read_source(config) if isinstance(item, kind)]
+
+
+def sizes(number):
+    """How many items the partitions of so many entries have."""
+    whole, rest = divmod(number, PARTITION_RECORDS)
+    return [PARTITION_RECORDS] * whole + [rest] * (rest > 0)
 
 
 def failure(root):
@@ -143,7 +152,7 @@ def test_all_missing_parts_are_named_at_once(tmp_path):
 def test_folder_must_be_named():
     """Without data.path the error says what the folder must hold."""
     with pytest.raises(ValueError, match=r"data\.path is not set.*CUB_200_2011/, text_c10/"):
-        read_source(DataConfig(source="cub"))
+        partitions(DataConfig(source="cub"))
 
 
 def test_contradicting_lists_are_refused(tmp_path):
@@ -178,3 +187,75 @@ def test_published_data_set_is_read():
     assert {record.split for record in records} == {"train", "validation", "test"}
     config = DataConfig(source="cub", resolution=32)
     assert all(isinstance(prepare(record, config), Prepared) for record in records[:20])
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no copy of CUB-200-2011 in ../shared/data/cub")
+def test_published_boxes_cut_the_birds_out():
+    """With the fit box each published image has its box, inside the image, and can be prepared."""
+    records = items(REAL, fit="box")
+    config = DataConfig(source="cub", resolution=32, fit="box")
+    for record in records:
+        left, top, width, height = record.box
+        with Image.open(io.BytesIO(record.image)) as image:
+            assert 0 <= left < left + width <= image.width + 1
+            assert 0 <= top < top + height <= image.height + 1
+    assert all(isinstance(prepare(record, config), Prepared) for record in records[:20])
+    # Number 1 of both lists; the copy's images and boxes are smaller than the published ones.
+    first = next(r for r in records if r.key == "Black_Footed_Albatross_0046_18")
+    line = (REAL / "CUB_200_2011" / "bounding_boxes.txt").read_text().splitlines()[0]
+    assert line == " ".join(str(value) for value in (1, *first.box))
+
+
+def boxes(root, lines):
+    (root / "CUB_200_2011" / "bounding_boxes.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_box_of_the_list_comes_with_each_record(tmp_path):
+    """The fit box takes boxes by the number of the image; without a line prepare refuses it."""
+    build(tmp_path)
+    boxes(tmp_path, [f"{n} {n}.0 2.5 {n + 10}.0 9.0" for n in range(30, 1, -1)])
+    read = {record.key: record for record in items(tmp_path, fit="box")}
+    assert len(read) == 30
+    assert read["Red_Bird_0003_7"].box == (3.0, 2.5, 13.0, 9.0)
+    assert read["Red_Bird_0001_7"].box is None
+    dead = prepare(read["Red_Bird_0001_7"], DataConfig(source="cub", resolution=32, fit="box"))
+    assert isinstance(dead, DeadLetter)
+    assert dead.reason.startswith("no box")
+
+
+def test_boxes_are_needed_for_the_fit_box_only(tmp_path):
+    """A missing list of boxes is named where it is needed, and a broken line too."""
+    build(tmp_path)
+    assert {record.box for record in items(tmp_path)} == {None}
+    with pytest.raises(ValueError, match=r"lacks CUB_200_2011/bounding_boxes\.txt \(the bounding"):
+        items(tmp_path, fit="box")
+    boxes(tmp_path, ["1 1 2 3 4", "2 1 2 3"])
+    with pytest.raises(ValueError, match=r"left, top, width, height\), but line 2 is '2 1 2 3'"):
+        items(tmp_path, fit="box")
+    assert len(items(tmp_path)) == 30
+
+
+def test_faults_in_the_layout_show_before_the_first_partition(tmp_path):
+    """The call itself refuses an unfit folder, not the first look at its result."""
+    with pytest.raises(ValueError, match="lacks"):
+        partitions(DataConfig(source="cub", path=str(tmp_path)))
+
+
+def test_partitions_can_be_sent_and_read_again(tmp_path):
+    """A pickled partition gives the same items, any number of times."""
+    build(tmp_path, each=100)
+    pieces = list(partitions(DataConfig(source="cub", path=str(tmp_path), resolution=32)))
+    assert [len(list(piece.items())) for piece in pieces] == sizes(300)
+    for piece in pieces:
+        copy = pickle.loads(pickle.dumps(piece))
+        assert list(copy.items()) == list(copy.items()) == list(piece.items())
+
+
+def test_record_and_dead_letter_say_where_they_come_from(tmp_path):
+    """Both name the image's file; a dead letter keeps the image if it could be read."""
+    build(tmp_path)
+    (tmp_path / "text_c10" / "001.Red_Bird" / "Red_Bird_0001_7.txt").unlink()
+    (dead,) = items(tmp_path, DeadLetter)
+    assert dead.where == "CUB_200_2011/images/001.Red_Bird/Red_Bird_0001_7.jpg"
+    assert dead.image == (tmp_path / dead.where).read_bytes()
+    assert all((tmp_path / record.where).read_bytes() == record.image for record in items(tmp_path))

@@ -1,14 +1,19 @@
+import io
 import json
+import os
+import pickle
+import tempfile
 
 import pytest
-from tiny_data import picture
+from tiny_data import picture, tables, writing
 
 from sdn.config import DataConfig
+from sdn.data.files import FileInfo, LocalFolder
 from sdn.data.images import encode
 from sdn.data.preparation import Prepared, prepare
 from sdn.data.records import DeadLetter, Exclusion, Record
 from sdn.data.shards import write_dataset
-from sdn.data.sources import read_source
+from sdn.data.sources import PARTITION_RECORDS, open_source, partitions, read_source
 
 
 def config(folder, **changes):
@@ -239,7 +244,7 @@ def test_keys_are_safe_in_tars_and_unique(tmp_path):
     assert {"v1_2", "日本-鳥", "tab_name"} <= {record.key for record in records}
     clashes = sorted(record.key for record in records if record.key.startswith("two_words"))
     assert len(clashes) == 2
-    assert all(len(key) == len("two_words-") + 8 for key in clashes)
+    assert all(len(key) == len("two_words-") + 16 for key in clashes)
 
 
 def test_key_does_not_depend_on_other_files_without_a_clash(tmp_path):
@@ -320,7 +325,7 @@ def test_linked_folders_are_read_once(tmp_path):
 def test_folder_must_be_named():
     """Without data.path the error says how to set it."""
     with pytest.raises(ValueError, match=r"data\.path is not set.*--set data\.path=FOLDER"):
-        read_source(DataConfig(source="folder"))
+        partitions(DataConfig(source="folder"))
 
 
 def test_folder_must_exist(tmp_path):
@@ -358,7 +363,248 @@ def test_folder_becomes_a_data_set(tmp_path):
     image(tmp_path / "in" / "test" / "alone.png", 9)
     (tmp_path / "in" / "LICENSE").write_text("free")
     settings = config(tmp_path / "in", failure_budget=0.2)
-    manifest = write_dataset(read_source(settings), tmp_path / "out", settings, attribution=None)
+    manifest = write_dataset(
+        partitions(settings), LocalFolder(tmp_path / "out"), writing(settings, attribution=None)
+    )
     assert manifest.dead_letters == 1
     assert manifest.exclusions == {"not taken for an image (no extension)": 1}
-    assert sum(shard.samples for shard in manifest.shards("train")) == 8
+    assert sum(tables(tmp_path / "out")["train"]) == 8
+
+
+def table(folder, text, name="captions.csv"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def test_csv_gives_captions_splits_and_labels(tmp_path):
+    """A row has a caption; rows of one file are its captions; texts are labels, numbers not."""
+    image(tmp_path / "deep" / "a.png")
+    image(tmp_path / "deep" / "b.png", 1)
+    table(
+        tmp_path / "deep",
+        "\ufefffile_name,caption,split,kind,comment_number\r\n"
+        'a.png,"a bird, red",test,bird,0\r\n'
+        "\r\n"
+        'a.png,"two\r\nlines",test,bird,1\r\n'
+        "b.png,ein größerer Vogel,,,0\r\n",
+    )
+    read = by_key(tmp_path, validation_share=0, test_share=0)
+    assert read["deep-a"].captions == ("a bird, red", "two\r\nlines")
+    assert read["deep-a"].labels == {"kind": "bird"}
+    assert read["deep-a"].split == "test"
+    assert read["deep-b"].captions == ("ein größerer Vogel",)
+    assert (read["deep-b"].labels, read["deep-b"].split) == ({}, "train")
+    assert items(tmp_path, DeadLetter) == items(tmp_path, Exclusion) == []
+
+
+@pytest.mark.parametrize("image_column", ["file_name", "file", "Image", "filename", "path"])
+@pytest.mark.parametrize("caption_column", ["caption", " Text", "title"])
+def test_usual_names_of_columns_are_known(tmp_path, image_column, caption_column):
+    """Whatever the usual name, case and blanks about it, the column is found."""
+    image(tmp_path / "a.png")
+    table(tmp_path, f"number,{caption_column},{image_column}\n1,an a,./a.png\n")
+    assert only(tmp_path).captions == ("an a",)
+    assert only(tmp_path).labels == {}
+
+
+def test_tsv_is_parted_by_tabs(tmp_path):
+    """captions.tsv is read as captions.csv is; commas are part of its texts."""
+    image(tmp_path / "a.png")
+    table(tmp_path, "file\ttext\na.png\tone, two\n", "captions.tsv")
+    assert only(tmp_path).captions == ("one, two",)
+
+
+def test_configured_fields_come_before_the_usual_names(tmp_path):
+    """image_field and caption_field name columns and fields; usual ones are no labels then."""
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png", 1)
+    table(tmp_path, "file_name,where,caption,long\nno.png,a.png,short,a longer one\n")
+    metadata(tmp_path, {"where": "b.png", "text": "short", "long": ["b longer", "b more"]})
+    read = by_key(tmp_path, image_field="where", caption_field="long")
+    assert read["a"].captions == ("a longer one",)
+    assert read["b"].captions == ("b longer", "b more")
+    assert read["a"].labels == {"file_name": "no.png"}
+    assert read["b"].labels == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "[]"),
+        ("a.png,a bird\n", "['a.png', 'a bird']"),
+        ("file_name;caption\na.png;a\n", "['file_name;caption']"),
+        ("file_name,words\na.png,a\n", "['file_name', 'words']"),
+    ],
+)
+def test_header_without_the_columns_is_refused(tmp_path, text, found):
+    """The error comes from the call itself and says what was expected and what was found."""
+    image(tmp_path / "a.png")
+    table(tmp_path / "sub", text)
+    with pytest.raises(ValueError, match=r"sub/captions\.csv must begin") as raised:
+        partitions(config(tmp_path))
+    assert f"found {found}" in str(raised.value)
+    assert "expected one of file_name, file, image, filename, path" in str(raised.value)
+    assert "one of caption, text, title" in str(raised.value)
+
+
+def test_header_without_a_configured_column_is_refused(tmp_path):
+    """A configured name is not replaced by a usual one."""
+    captioned(tmp_path / "a.png")
+    table(tmp_path, "file,caption\na.png,a\n")
+    with pytest.raises(ValueError, match=r"one of words \(the caption\)"):
+        partitions(config(tmp_path, caption_field="words"))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"gone.png,x,", "there is no file sub/gone.png"),
+        (b"../../a.png,x,", "file must be a path inside the folder"),
+        (b"/etc/hostname,x,", "file must be a path inside the folder"),
+        (b",x,", "file must name the image, not ''"),
+        (b"good.png,x", "expected 3 columns, got 2"),
+        (b"good.png,x,dev", "split must be one of train"),
+        (b"good.png,x,test", "another split"),
+        ("good.png,größer,".encode("latin-1"), "must be UTF-8"),
+        (b'good.png,"x"y,', "not a row of columns"),
+        (b'good.png,"x,', "not a row of columns: unexpected end of data"),
+        (b"good.png," + b"x" * 200_000 + b",", "field larger than field limit"),
+    ],
+)
+def test_unusable_row_is_a_dead_letter_that_names_file_and_line(tmp_path, row, reason):
+    """Whatever is wrong with a row, the others count, and the reason says where to look."""
+    image(tmp_path / "sub" / "good.png")
+    table(tmp_path / "sub", b"file,text,split\ngood.png,good,\n\n" + row)
+    assert only(tmp_path).captions == ("good",)
+    dead = only(tmp_path, DeadLetter)
+    assert dead.where == "sub/captions.csv:4"
+    assert dead.reason.startswith("sub/captions.csv line 4: ")
+    assert reason in dead.reason
+
+
+def test_faults_in_the_layout_show_before_the_first_partition(tmp_path):
+    """The call itself refuses an unfit folder, not the first look at its result."""
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match="expected images"):
+            partitions(config(folder))
+    image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="no image with a caption"):
+        partitions(config(tmp_path))
+
+
+def test_partitions_can_be_sent_and_read_again(tmp_path):
+    """A pickled partition gives the same items, any number of times; each has its share."""
+    data = encode(picture(0), "png")
+    for number in range(2 * PARTITION_RECORDS + 1):
+        (tmp_path / f"{number}.png").write_bytes(data)
+        (tmp_path / f"{number}.txt").write_text("a thing")
+    (tmp_path / "notes.md").write_text("more")
+    metadata(tmp_path, "broken")
+    pieces = list(partitions(config(tmp_path)))
+    full = PARTITION_RECORDS
+    assert [len(list(piece.items())) for piece in pieces] == [1, full, full, 1, 1]
+    for piece in pieces:
+        copy = pickle.loads(pickle.dumps(piece))
+        assert list(copy.items()) == list(copy.items()) == list(piece.items())
+
+
+def test_listing_leaves_nothing_behind(tmp_path, monkeypatch):
+    """The temporary folder of a listing goes when the source was read, given up, or refused."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    captioned(tmp_path / "in" / "a.png")
+    list(partitions(config(tmp_path / "in")))
+    assert list(scratch.iterdir()) == []
+    given_up = partitions(config(tmp_path / "in"))
+    next(given_up)
+    given_up.close()
+    assert list(scratch.iterdir()) == []
+    table(tmp_path / "in", "no header\n")
+    with pytest.raises(ValueError, match="must begin"):
+        partitions(config(tmp_path / "in"))
+    assert list(scratch.iterdir()) == []
+
+
+def test_dead_letter_keeps_the_image_and_names_its_file(tmp_path):
+    """Records and dead letters say where they come from; a second try finds the image."""
+    captioned(tmp_path / "sub" / "good.png")
+    alone = image(tmp_path / "sub" / "alone.png", 1)
+    assert only(tmp_path).where == "sub/good.png"
+    dead = only(tmp_path, DeadLetter)
+    assert (dead.where, dead.image) == ("sub/alone.png", alone.read_bytes())
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    """Such a name becomes a key and a place that can be printed."""
+    name = os.fsdecode(b"gr\xfcn.png")
+    try:
+        captioned(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    record = only(tmp_path)
+    assert record.where == "gr\\xfcn.png" or record.where.isprintable()
+    record.where.encode()
+    assert isinstance(prepare(record, config(tmp_path)), Prepared)
+
+
+def test_text_files_of_either_case_are_one(tmp_path):
+    """A text with a loud extension is found; of two, the quiet one counts."""
+    image(tmp_path / "a.png").with_suffix(".TXT").write_text("loud")
+    assert only(tmp_path).captions == ("loud",)
+    (tmp_path / "a.txt").write_text("quiet")
+    assert only(tmp_path).captions == ("quiet",)
+    assert only(tmp_path, Exclusion).reason == "not taken for an image (.txt)"
+
+
+class Bucket:
+    """A place in memory, as s3:// is one: no folders, no links, errors without errno."""
+
+    uri = "s3://bucket/prefix"
+
+    def __init__(self, contents):
+        self.contents = contents
+
+    def walk(self, below=""):
+        for name, data in self.contents.items():
+            if name.startswith(f"{below}/" if below else ""):
+                yield FileInfo(name, len(data), "tag")
+
+    def exists(self, name):
+        return name in self.contents
+
+    def read(self, name):
+        if name == "locked.png":
+            raise OSError("access denied")
+        return self.contents[name]
+
+    def open(self, name):
+        return io.BytesIO(self.contents[name])
+
+
+def test_bucket_is_read_through_its_files(tmp_path):
+    """Nothing but the files given is asked for: a bucket gives the items that a folder gives."""
+    captioned(tmp_path / "train" / "a.png", "an a")
+    image(tmp_path / "b.png", 1)
+    image(tmp_path / "c.png", 2)
+    image(tmp_path / "alone.png", 3)
+    metadata(tmp_path, {"file_name": "b.png", "text": "a b"}, {"file_name": "no.png"})
+    table(tmp_path, "file,caption\nc.png,a c\nmissing.png,x\n")
+    (tmp_path / "notes.md").write_text("x")
+    folder = open_source(config(tmp_path))
+    bucket = Bucket({about.name: folder.read(about.name) for about in folder.walk()})
+    settings = DataConfig(source="folder", path=bucket.uri, resolution=32)
+    found = list(read_source(settings, bucket))
+    assert found == items(tmp_path, object)
+    assert sorted(item.key for item in found if isinstance(item, Record)) == ["b", "c", "train-a"]
+    assert sum(isinstance(item, DeadLetter) for item in found) == 3
+
+
+def test_unreadable_object_is_a_dead_letter():
+    """One image that the place does not give costs that image only."""
+    data = encode(picture(0), "png")
+    bucket = Bucket({"a.png": data, "locked.png": data, "a.txt": b"x", "locked.txt": b"x"})
+    settings = DataConfig(source="folder", path=bucket.uri, resolution=32)
+    dead = [item for item in read_source(settings, bucket) if isinstance(item, DeadLetter)]
+    assert [(item.key, item.image) for item in dead] == [("locked", None)]
+    assert dead[0].reason == "the image cannot be read: access denied"

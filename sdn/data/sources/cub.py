@@ -4,110 +4,173 @@ The folder holds `CUB_200_2011/` (`images.txt`, `images/`) as published, `text_c
 captions an image, and `trainvalclasses.txt` and `testclasses.txt`, which share no class: all images
 of the test classes are the test split. Validation is drawn from the images of the other classes by
 the hash of the image file, `validation_share` of them; so its classes are trained on, and
-`test_share` says nothing here. Whole images; the bounding boxes are not used.
+`test_share` says nothing here. Images come whole; with the fit `box`, each has its bounding box of
+`CUB_200_2011/bounding_boxes.txt` with it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from sdn.data.records import DeadLetter, Exclusion, Record
-from sdn.data.sources.captioned_files import by_hash, captions_in, split_by_hash, unique_keys
+from sdn.data.sources import PARTITION_RECORDS
+from sdn.data.sources.captioned_files import split_by_hash
+from sdn.data.sources.layouts import caption_lines, place
+from sdn.data.sources.listing import Listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sdn.config import DataConfig
+    from sdn.data.files import Files
     from sdn.data.records import SourceItem
+    from sdn.data.sources import Partition
+    from sdn.data.sources.listing import Entry
 
 _PUBLISHED = "CUB_200_2011"
+_LIST = f"{_PUBLISHED}/images.txt"
+_IMAGES = f"{_PUBLISHED}/images"
+_BOXES = f"{_PUBLISHED}/bounding_boxes.txt"
 _TEXTS = "text_c10"
 _TRAINVAL = "trainvalclasses.txt"
 _TEST = "testclasses.txt"
 _PARTS = {
-    f"{_PUBLISHED}/images.txt": "the list of images, in CUB_200_2011.tgz",
-    f"{_PUBLISHED}/images": "the images, in CUB_200_2011.tgz",
+    _LIST: "the list of images, in CUB_200_2011.tgz",
+    _IMAGES: "the images, in CUB_200_2011.tgz",
     _TEXTS: "the captions of Reed et al. 2016",
     _TRAINVAL: "the classes to train on, with the captions of Reed et al.",
     _TEST: "the classes to test on, with the captions of Reed et al.",
 }
+_FOLDERS = (_IMAGES, _TEXTS)
 
 
-def read(config: DataConfig) -> Iterator[SourceItem]:
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """Some of the images."""
+
+    files: Files
+    config: DataConfig
+    entries: tuple[Entry, ...]
+    """Noted: `is_test`, None for an unknown class, and the `box`, None where it is not asked for.
+    Paths are `class/name.jpg`."""
+
+    def items(self) -> Iterator[SourceItem]:
+        """As in `Partition`."""
+        for entry in self.entries:
+            if entry.about["is_test"] is None:
+                yield Exclusion(key=entry.key, reason="its class is in neither list of classes")
+            else:
+                yield self._item(entry)
+
+    def _item(self, entry: Entry) -> Record | DeadLetter:
+        image, where = None, f"{_IMAGES}/{entry.path}"
+        try:
+            image = _image(self.files, where)
+            captions = _captions(self.files, entry.path)
+        except ValueError as error:
+            return DeadLetter(key=entry.key, where=where, reason=str(error), image=image)
+        is_test, box = entry.about["is_test"], entry.about["box"]
+        return Record(
+            key=entry.key,
+            image=image,
+            captions=captions,
+            split="test" if is_test else split_by_hash(image, self.config, test_share=0),
+            labels={"concept": _class_of(entry.path)},
+            where=where,
+            box=None if box is None else (box[0], box[1], box[2], box[3]),
+        )
+
+
+def partitions(config: DataConfig, files: Files | None) -> Iterator[Partition]:
     """Every image that `images.txt` lists and a class list knows, with its captions.
 
-    Images come in the order of their paths' hashes, so that a limit takes some of every class. Only
-    one image is held at a time.
+    Images come in the order of their paths' hashes, so that a limit takes some of every class.
 
     Raises:
         ValueError: a part of the layout is missing or contradicts another.
     """
-    root = _root(config)
-    is_test_class = _classes(root)
-    listed = _listed(root)
-    if not any(path.parts[0] in is_test_class for path in listed):
+    files = place(
+        config, files, f"the folder that holds {_PUBLISHED}/, {_TEXTS}/, {_TRAINVAL} and {_TEST}"
+    )
+    _check_parts(files, config)
+    is_test_class = _classes(files)
+    listed = _listed(files)
+    if not any(_class_of(path) in is_test_class for path in listed.values()):
         raise ValueError(
-            f"no image of {_PUBLISHED}/images.txt is of a class in {_TRAINVAL} or {_TEST}: "
+            f"no image of {_LIST} is of a class in {_TRAINVAL} or {_TEST}: "
             "the lists hold names such as 001.Black_footed_Albatross, one a line"
         )
-    return _items(root, listed, is_test_class, config)
+    boxes = _boxes(files) if config.fit == "box" else {}
+    return _chunks(config, files, listed, is_test_class, boxes)
 
 
-def _items(
-    root: Path, listed: list[PurePath], is_test_class: dict[str, bool], config: DataConfig
-) -> Iterator[SourceItem]:
-    keys = unique_keys(PurePath(path.name) for path in listed)
-    for path in by_hash(listed):
-        key, bird = keys[PurePath(path.name)], path.parts[0]
-        if bird not in is_test_class:
-            yield Exclusion(key=key, reason="its class is in neither list of classes")
-            continue
-        try:
-            captions = _captions(root, path)
-            image = _image(root, path)
-        except ValueError as error:
-            yield DeadLetter(key=key, where=path.as_posix(), reason=str(error))
-            continue
-        split = "test" if is_test_class[bird] else split_by_hash(image, config, test_share=0)
-        yield Record(key=key, image=image, captions=captions, split=split, labels={"concept": bird})
-
-
-def _captions(root: Path, path: PurePath) -> tuple[str, ...]:
-    text = root / _TEXTS / path.with_suffix(".txt")
-    if not text.is_file():
-        raise ValueError(f"no captions: expected {_TEXTS}/{path.with_suffix('.txt').as_posix()}")
-    # In three of the published texts every blank is two replacement characters.
-    return tuple(caption.replace("\ufffd", " ") for caption in captions_in(text))
-
-
-def _image(root: Path, path: PurePath) -> bytes:
+def _chunks(
+    config: DataConfig,
+    files: Files,
+    listed: dict[str, str],
+    is_test_class: dict[str, bool],
+    boxes: dict[str, tuple[float, ...]],
+) -> Iterator[Partition]:
+    listing = Listing()
     try:
-        return (root / _PUBLISHED / "images" / path).read_bytes()
+        for number, path in listed.items():
+            listing.add(
+                path,
+                key_from=PurePosixPath(path).name,
+                is_test=is_test_class.get(_class_of(path)),
+                box=boxes.get(number),
+            )
+        for entries in listing.chunks(PARTITION_RECORDS):
+            yield _Images(files, config, entries)
+    finally:
+        listing.close()
+
+
+def _class_of(path: str) -> str:
+    return path.partition("/")[0]
+
+
+def _captions(files: Files, path: str) -> tuple[str, ...]:
+    text = str(PurePosixPath(_TEXTS, path).with_suffix(".txt"))
+    name = PurePosixPath(text).name
+    try:
+        data = files.read(text)
+    except FileNotFoundError as error:
+        raise ValueError(f"no captions: expected {text}") from error
     except OSError as error:
-        raise ValueError(f"the image cannot be read: {error.strerror}") from error
+        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from error
+    # In three of the published texts every blank is two replacement characters.
+    return tuple(caption.replace("\ufffd", " ") for caption in caption_lines(data, name))
 
 
-def _root(config: DataConfig) -> Path:
-    if config.path is None:
-        raise ValueError(
-            f"data.path is not set: the source 'cub' needs the folder that holds {_PUBLISHED}/, "
-            f"{_TEXTS}/, {_TRAINVAL} and {_TEST} (--set data.path=FOLDER)"
-        )
-    root = Path(config.path).expanduser()
-    missing = [f"{part} ({what})" for part, what in _PARTS.items() if not (root / part).exists()]
+def _image(files: Files, path: str) -> bytes:
+    try:
+        return files.read(path)
+    except OSError as error:
+        raise ValueError(f"the image cannot be read: {error.strerror or error}") from error
+
+
+def _check_parts(files: Files, config: DataConfig) -> None:
+    parts = _PARTS
+    if config.fit == "box":
+        parts = parts | {_BOXES: "the bounding boxes, in CUB_200_2011.tgz; data.fit is 'box'"}
+    missing = [f"{part} ({what})" for part, what in parts.items() if not _is_there(files, part)]
     if missing:
-        hint = (
-            f"; data.path must be the folder above {_PUBLISHED}"
-            * root.joinpath("images.txt").exists()
-        )
-        raise ValueError(f"{root} lacks {'; '.join(missing)}{hint}")
-    return root
+        hint = f"; data.path must be the folder above {_PUBLISHED}" * files.exists("images.txt")
+        raise ValueError(f"{files.uri} lacks {'; '.join(missing)}{hint}")
 
 
-def _classes(root: Path) -> dict[str, bool]:
+def _is_there(files: Files, part: str) -> bool:
+    if part in _FOLDERS:
+        return next(files.walk(part), None) is not None
+    return files.exists(part)
+
+
+def _classes(files: Files) -> dict[str, bool]:
     """Class name -> whether it is one to test on."""
-    trainval, test = _lines(root / _TRAINVAL), _lines(root / _TEST)
+    trainval, test = _lines(files, _TRAINVAL), _lines(files, _TEST)
     if both := set(trainval) & set(test):
         raise ValueError(
             f"{_TRAINVAL} and {_TEST} must share no class, but both name {', '.join(sorted(both))}"
@@ -115,20 +178,46 @@ def _classes(root: Path) -> dict[str, bool]:
     return dict.fromkeys(trainval, False) | dict.fromkeys(test, True)
 
 
-def _listed(root: Path) -> list[PurePath]:
-    """The images of `images.txt`, `class/name.jpg`."""
-    paths = []
-    for number, line in enumerate(_lines(root / _PUBLISHED / "images.txt"), start=1):
-        path = PurePath(line.partition(" ")[2].strip())
-        if len(path.parts) != 2:
+def _listed(files: Files) -> dict[str, str]:
+    """Number of an image -> `class/name.jpg`, as `images.txt` has them."""
+    paths = {}
+    for line_number, line in enumerate(_lines(files, _LIST), start=1):
+        number, _, name = line.partition(" ")
+        path = PurePosixPath(name.strip())
+        if len(path.parts) != 2 or ".." in path.parts or path.is_absolute():
             raise ValueError(
-                f"{_PUBLISHED}/images.txt must hold lines such as "
-                f"'1 001.Black_footed_Albatross/name.jpg', but line {number} is {line!r}"
+                f"{_LIST} must hold lines such as "
+                f"'1 001.Black_footed_Albatross/name.jpg', but line {line_number} is {line!r}"
             )
-        paths.append(path)
+        if number in paths:
+            raise ValueError(
+                f"{_LIST} gives the number {number} twice, again in line {line_number}"
+            )
+        paths[number] = str(path)
     return paths
 
 
-def _lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+def _boxes(files: Files) -> dict[str, tuple[float, ...]]:
+    """Number of an image -> left, top, width, height in pixels."""
+    boxes: dict[str, tuple[float, ...]] = {}
+    for line_number, line in enumerate(_lines(files, _BOXES), start=1):
+        number, *values = line.split()
+        try:
+            box = tuple(map(float, values))
+        except ValueError:
+            box = ()
+        if len(box) != 4:
+            raise ValueError(
+                f"{_BOXES} must hold lines such as '1 60.0 27.0 325.0 304.0' (number of the image, "
+                f"left, top, width, height), but line {line_number} is {line!r}"
+            )
+        boxes[number] = box
+    return boxes
+
+
+def _lines(files: Files, name: str) -> list[str]:
+    try:
+        lines = files.read(name).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be UTF-8, but its byte {error.start} is not") from error
     return [stripped for line in lines if (stripped := line.strip())]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _UNSAFE = re.compile(r"[\s./\\\x00-\x1f\x7f\ud800-\udfff]")
 """What a key must not hold (`sdn.data.preparation`), and bytes of names that are not UTF-8."""
+_HASHED = re.compile(r"-[0-9a-f]{16}$")
+"""The end of a key with a hash; a path that ends like this by itself gets one, too."""
 _KEY_BYTES = 73
 """Leaves room for `-` and 16 digits of a hash below the 90 bytes that preparation accepts."""
 
@@ -44,7 +46,10 @@ class Listing:
     def __init__(self) -> None:
         # A private temporary database: SQLite sorts on disk once its cache of 2 MB is full.
         self._folder = tempfile.TemporaryDirectory(prefix="sdn-listing-")
-        self._db = sqlite3.connect(f"{self._folder.name}/listing.sqlite", isolation_level=None)
+        # Whoever takes the last partition closes it, which may be another thread.
+        self._db = sqlite3.connect(
+            f"{self._folder.name}/listing.sqlite", isolation_level=None, check_same_thread=False
+        )
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;"
             "CREATE TABLE entry (path BLOB PRIMARY KEY, hash TEXT, key TEXT, about TEXT)"
@@ -93,7 +98,8 @@ class Listing:
         )
         for name, key, about, shared in self._db.execute(query):
             path = name.decode(errors="surrogateescape")
-            unique = key if shared == 1 else f"{key}-{path_hash(path)[:16]}"
+            alone = shared == 1 and not _HASHED.search(key)
+            unique = key if alone else f"{key}-{path_hash(path)[:16]}"
             yield Entry(path, unique, json.loads(about))
 
     def chunks(self, size: int) -> Iterator[tuple[Entry, ...]]:
