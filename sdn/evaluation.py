@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdn.baselines import nearest_by_tone
 from sdn.captions import open_encoder
+from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
-from sdn.data.manifest import load_manifest
 from sdn.data.records import SPLITS
 from sdn.metrics import (
     blurred,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sdn.captions import CharCnnRnn, SentenceEncoder
     from sdn.config import RunConfig
+    from sdn.data.files import Files
     from sdn.data.reading import SplitArrays
     from sdn.stage_run import StageInputs
     from sdn.teacher import Teacher
@@ -131,10 +132,12 @@ def evaluate(
     Raises:
         ValueError: the test split is empty.
     """
-    names = [name for name in SPLITS if load_manifest(inputs.data).samples(name)]
-    splits = {name: load_split(inputs.data, name) for name in names}
+    dataset = open_dataset(inputs.data)
+    splits = {name: load_split(dataset, name) for name in SPLITS if dataset.samples(name)}
     if "test" not in splits:
-        raise ValueError(f"{inputs.data} has no test split to evaluate on; raise data.test_share")
+        raise ValueError(
+            f"{dataset.files.uri} has no test split to evaluate on; raise data.test_share"
+        )
     test, train = splits["test"], splits["train"]
     count = min(config.evaluation.captions or len(test.keys), len(test.keys))
     gallery = Gallery(splits, open_teacher(inputs.teacher / TEACHER))
@@ -176,13 +179,13 @@ def _baselines(
     return found
 
 
-def probe_embedding(data: Path, captions: Path) -> dict[str, float]:
+def probe_embedding(data: Files | Path, captions: Path) -> dict[str, float]:
     """Accuracy of linear probes for tone and gender on captions that no training saw, 0..1.
 
     Returns:
         label name -> accuracy; empty where the data set has no such labels, or no validation split.
     """
-    if not load_manifest(data).samples("validation"):
+    if not open_dataset(data).samples("validation"):
         return {}
     encoder = open_encoder(captions / ENCODER)
     train, held = load_split(data, "train"), load_split(data, "validation")

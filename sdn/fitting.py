@@ -9,8 +9,8 @@ import torch
 
 from sdn.caption_fitting import fit_captions
 from sdn.captions import normalise, save_encoder
+from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
-from sdn.data.manifest import load_manifest
 from sdn.evaluation import probe_embedding
 from sdn.metrics import tap_features
 from sdn.sampling import ENCODER
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sdn.config import CaptionConfig, TeacherConfig
+    from sdn.data.files import Files
     from sdn.data.reading import SplitArrays
 
 
 def write_teacher(
     folder: Path,
-    data: Path,
+    data: Files | Path,
     config: TeacherConfig,
     *,
     threads: int,
@@ -80,8 +81,8 @@ def write_teacher(
     return result | {"sha256": save_teacher(teacher, folder / TEACHER)}
 
 
-def _held_out_accuracy(model: Classifier, targets: Targets, data: Path) -> dict[str, float]:
-    split = "validation" if load_manifest(data).samples("validation") else "train"
+def _held_out_accuracy(model: Classifier, targets: Targets, data: Files | Path) -> dict[str, float]:
+    split = "validation" if open_dataset(data).samples("validation") else "train"
     held = load_split(data, split)
     return head_accuracy(model, held.pixels, targets_like(targets, held))
 
@@ -103,7 +104,7 @@ def targets_like(targets: Targets, split: SplitArrays) -> Targets:
 
 def write_captions(
     folder: Path,
-    data: Path,
+    data: Files | Path,
     teacher: Path,
     config: CaptionConfig,
     *,

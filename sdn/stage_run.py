@@ -11,8 +11,8 @@ from torch import nn
 
 from sdn.captions import open_encoder
 from sdn.config import to_dict
+from sdn.data.dataset import open_dataset
 from sdn.data.loader import batches
-from sdn.data.manifest import load_manifest
 from sdn.data.plan import Plan
 from sdn.sampling import ENCODER, open_student, save_synthesizer
 from sdn.student import Student
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sdn.checkpoint import Checkpoint
     from sdn.config import RunConfig, StageConfig
+    from sdn.data.files import Files
     from sdn.data.records import Batch
     from sdn.stages import StageName
     from sdn.training import StepReport
@@ -37,9 +38,9 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageInputs:
-    """Local folders that a stage reads."""
+    """What a stage reads: local folders, and a data set anywhere."""
 
-    data: Path
+    data: Files | Path
     """Prepared data set: manifest, shards, index."""
     teacher: Path
     """`teacher.pt` and `tap-means.json`."""
@@ -62,14 +63,14 @@ class Rank:
     """Every rank gets rank 0's value."""
 
 
-def stage_plan(config: RunConfig, stage: StageConfig, data: Path) -> Plan:
+def stage_plan(config: RunConfig, stage: StageConfig, data: Files | Path) -> Plan:
     """Who reads what when in this stage.
 
     Raises:
         ValueError: no data set there.
     """
     return Plan(
-        shard_samples=load_manifest(data).shard_samples("train"),
+        shard_samples=open_dataset(data).shards("train").samples,
         seed=stage.seed,
         lanes=config.lanes,
         global_batch=stage.global_batch,

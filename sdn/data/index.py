@@ -107,8 +107,16 @@ def from_parquet(data: bytes) -> Index:
         ValueError: not such a file.
     """
     table = _table(data, ("key", *LOCATION))
-    values: dict[str, Any] = {name: table[name].to_numpy() for name in LOCATION}
+    values: dict[str, Any] = {name: integers(table[name]) for name in LOCATION}
     return Index(keys=table["key"].to_pylist(), **values)
+
+
+def integers(column: Any) -> NDArray[np.int64]:
+    """A pyarrow column of int64 without gaps as an array.
+
+    Its own `to_numpy` imports pandas where that is installed, which takes longer than all the rest.
+    """
+    return np.asarray(np.from_dlpack(column.combine_chunks()), np.int64)
 
 
 def rows_from_parquet(data: bytes, *, with_split: bool = False) -> list[tuple[IndexRow, str]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdn.data.index import integers
 from sdn.data.records import SPLITS
 
 if TYPE_CHECKING:
@@ -192,8 +193,7 @@ class _Columns:
         if self._inline is not None:
             return np.array(self._inline["samples"], np.int64)
         column = self._file.read(columns=["samples"], use_threads=False)["samples"]
-        found: NDArray[np.int64] = column.to_numpy().astype(np.int64)
-        return found
+        return integers(column)
 
     def shard(self, number: int) -> Shard:
         columns, row = (self._inline, number) if self._inline is not None else self._at(number)

@@ -1,10 +1,10 @@
 """Who reads which sample when: pure integer arithmetic over (seed, epoch, shard sizes).
 
-The order of samples never depends on the number of workers. In each epoch the shards are permuted
-and laid end to end; that sequence of N samples is cut into `lanes` contiguous runs (the first
-N % lanes of them one longer), and each run is shuffled in windows. Position p of the epoch is
-sample p // lanes of lane p % lanes, so every lane is read in sequence, and one rank of a world
-whose size divides `lanes` reads its own lanes only. Step t of the epoch covers positions
+The order of samples never depends on the number of ranks or loader workers. In each epoch the
+shards are permuted and laid end to end; that sequence of N samples is cut into `lanes` contiguous
+runs (the first N % lanes of them one longer), and each run is shuffled in windows. Position p of
+the epoch is sample p // lanes of lane p % lanes, so every lane is read in sequence, and one rank of
+a world whose size divides `lanes` reads its own lanes only. Step t of the epoch covers positions
 [t * B, min((t + 1) * B, N)); rank r takes those with p % world == r. Any step of any epoch is
 direct arithmetic: resuming replays nothing.
 
@@ -15,6 +15,7 @@ on the order of calls. Only its raw bits are used: they stay the same in every v
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -27,27 +28,35 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RankStep:
     """What one rank reads in one step."""
 
     epoch: int
-    samples: tuple[tuple[int, int], ...]
-    """(shard, row in it), in the order of the global batch; empty where the last batch of an epoch
-    has fewer samples than the world has ranks."""
+    shards: Integers
+    """Shard of each sample, in the order of the global batch; empty where the last batch of an
+    epoch has fewer samples than the world has ranks."""
+    rows: Integers
+    """Row of each sample in its shard."""
     weight: float
     """samples of this rank * world / samples of the global batch: the mean over the ranks of
     weight * mean loss is the mean over the global batch."""
     filler: tuple[int, int] | None
-    """Where `samples` is empty: a sample to run with weight 0, so that no rank waits for others."""
+    """Where there are no samples: (shard, row) of one to run with weight 0, so that no rank waits
+    for others."""
+
+    @property
+    def samples(self) -> tuple[tuple[int, int], ...]:
+        """(shard, row) of each sample."""
+        return tuple(zip(self.shards.tolist(), self.rows.tolist(), strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """The order in which the samples of one split are consumed."""
 
-    shard_samples: tuple[int, ...]
-    """Samples of each shard, in the order of the manifest."""
+    shard_samples: Integers | Sequence[int]
+    """Samples of each shard, in the order of the manifest; kept as an array."""
     seed: int
     """Of every random choice, >= 0."""
     global_batch: int
@@ -58,7 +67,7 @@ class Plan:
     """Samples within which a run is shuffled."""
 
     def __post_init__(self) -> None:
-        if self.samples == 0 or min(self.shard_samples) < 0:
+        if self.samples == 0 or self._sizes.min() < 0:
             raise ValueError(f"no samples to plan for: shard_samples is {self.shard_samples}")
         for name, low in (("seed", 0), ("global_batch", 1), ("lanes", 1), ("window", 1)):
             if getattr(self, name) < low:
@@ -67,7 +76,7 @@ class Plan:
     @cached_property
     def samples(self) -> int:
         """Samples an epoch, N."""
-        return sum(self.shard_samples)
+        return int(self._sizes.sum())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,56 +103,80 @@ class Plan:
         first = t * self.global_batch
         last = min(first + self.global_batch, self.samples)
         # `world` divides `first`, so the first position of rank r is r further on.
-        samples = self._at(epoch, range(first + rank, last, world))
-        filler = None if samples else self._at(epoch, range(first, first + 1))[0]
-        return RankStep(epoch, samples, len(samples) * world / (last - first), filler)
+        shards, rows = self._at(epoch, np.arange(first + rank, last, world))
+        filler = None
+        if not len(rows):
+            (shard,), (row,) = self._at(epoch, np.arange(first, first + 1))
+            filler = int(shard), int(row)
+        return RankStep(epoch, shards, rows, len(rows) * world / (last - first), filler)
 
-    def _at(self, epoch: int, positions: range) -> tuple[tuple[int, int], ...]:
-        """(shard, row) of each position of the epoch."""
+    @cached_property
+    def _sizes(self) -> Integers:
+        return np.asarray(self.shard_samples, np.int64)
+
+    def _at(self, epoch: int, positions: Integers) -> tuple[Integers, Integers]:
+        """Shard and row of each position of the epoch."""
         order, ends = self._shard_order(epoch)
-        places = np.array([self._place(epoch, p) for p in positions], np.int64)
+        places = self._places(epoch, positions)
         nth = np.searchsorted(ends, places, side="right")
         shards = order[nth]
-        starts = np.where(nth > 0, ends[nth - 1], 0)
-        return tuple(zip(shards.tolist(), (places - starts).tolist(), strict=True))
+        return shards, places - ends[nth] + self._sizes[shards]
 
     def _shard_order(self, epoch: int) -> tuple[Integers, Integers]:
         """The epoch's order of the shards, and where each ends in the sequence that they make."""
-        if epoch not in self._shard_orders:
+        found = self._shard_orders.get(epoch)
+        if found is None:
+            order = _random_order(len(self._sizes), self.seed, "shards", epoch)
+            found = order, np.cumsum(self._sizes[order])
             self._shard_orders.clear()  # one epoch is read at a time
-            order = _random_order(len(self.shard_samples), self.seed, "shards", epoch)
-            ends = np.cumsum(np.array(self.shard_samples, np.int64)[order])
-            self._shard_orders[epoch] = order, ends
-        return self._shard_orders[epoch]
+            self._shard_orders[epoch] = found
+        return found
 
     @cached_property
     def _shard_orders(self) -> dict[int, tuple[Integers, Integers]]:
         return {}
 
-    def _place(self, epoch: int, position: int) -> int:
-        """Place of an epoch's position in the sequence of its permuted shards."""
-        offset, lane = divmod(position, self.lanes)
+    def _places(self, epoch: int, positions: Integers) -> Integers:
+        """Places of an epoch's positions in the sequence of its permuted shards."""
+        offsets, lanes = np.divmod(positions, self.lanes)
+        numbers, within = np.divmod(offsets, self.window)
+        windows, which = np.unique(numbers * self.lanes + lanes, return_inverse=True)
+        orders = [self._window_order(epoch, window) for window in windows.tolist()]
+        begins = np.cumsum([0, *map(len, orders)])[which]
+        shuffled = np.concatenate([np.zeros(0, np.int64), *orders])[begins + within]
+        places: Integers = self._lane_starts(lanes) + numbers * self.window + shuffled
+        return places
+
+    def _lane_starts(self, lanes: Integers) -> Integers:
         length, longer = divmod(self.samples, self.lanes)
-        start = lane * length + min(lane, longer)
-        length += lane < longer
-        number, within = divmod(offset, self.window)
-        size = min(self.window, length - number * self.window)
-        order = _window_order(size, self.seed, epoch, lane, number)
-        return start + number * self.window + int(order[within])
+        starts: Integers = np.minimum(lanes, longer) + lanes * length
+        return starts
+
+    def _window_order(self, epoch: int, window: int) -> Integers:
+        """Order in a window; they are counted over all lanes, those that begin a lane first."""
+        number, lane = divmod(window, self.lanes)
+        length, longer = divmod(self.samples, self.lanes)
+        size = min(self.window, length + (lane < longer) - number * self.window)
+        return _window_order(size, self.seed, epoch, lane, number)
 
 
 def check_world(world: int, lanes: int, global_batch: int) -> None:
     """Refuse a number of ranks that cannot share the lanes and the global batch evenly.
 
     Raises:
-        ValueError: names the numbers that can.
+        ValueError: names the numbers that can, and global batches for this one.
     """
     if world >= 1 and lanes % world == 0 and global_batch % world == 0:
         return
     allowed = [n for n in range(1, lanes + 1) if lanes % n == 0 and global_batch % n == 0]
+    batches = ""
+    if world >= 1 and lanes % world == 0:
+        below = global_batch // world * world
+        near = [str(batch) for batch in (below, below + world) if batch > 0]
+        batches = f"{world} could share one of {' or '.join(near)}; ranks "
     raise ValueError(
         f"{world} ranks cannot share {lanes} lanes and a global batch of {global_batch} evenly; "
-        f"possible: {', '.join(map(str, allowed))}"
+        f"{batches}possible: {', '.join(map(str, allowed))}"
     )
 
 
@@ -156,15 +189,16 @@ def caption_index(seed: int, epoch: int, key: str, count: int) -> int:
     Raises:
         ValueError: `count` is not positive.
     """
-    if count < 1:
-        raise ValueError(f"a sample needs at least one caption, got {count}")
     if count == 1:
         return 0
+    if count < 1:
+        raise ValueError(f"a sample needs at least one caption, got {count}")
     turn, within = divmod(epoch, count)
     digest = hashlib.blake2b(f"{seed}/{turn}/{key}".encode()).digest()
     bits = int.from_bytes(digest, "little")  # 512 bits: enough to shuffle 98 captions evenly
     order = list(range(count))
-    for i in range(count - 1, 0, -1):
+    # Exchanges further down leave order[within] as it is.
+    for i in range(count - 1, max(within, 1) - 1, -1):
         bits, j = divmod(bits, i + 1)
         order[i], order[j] = order[j], order[i]
     return order[within]

@@ -5,24 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 
-import boto3
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
-from conftest import background, free_port, place
-
-WEED = str(Path(sys.executable).with_name("weed"))
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-ACTIONS = ["Read", "Write", "List", "Tagging"]
-
-
-def identity(name: str, key: str, actions: list[str]) -> dict[str, object]:
-    """One of those whom the server knows."""
-    credentials = [{"accessKey": key, "secretKey": "secret"}]
-    return {"name": name, "credentials": credentials, "actions": actions}
+import s3_server
+from conftest import place
 
 
 @pytest.fixture(scope="module")
@@ -30,46 +17,9 @@ def server(tmp_path_factory):
     """A place whose environment names a running S3 server with the bucket `data`."""
     folder = tmp_path_factory.mktemp("s3")
     here = place(folder)
-    identities = [
-        identity("owner", "owner", ["Admin", *ACTIONS]),
-        identity("user", "key", [f"{action}:data" for action in ACTIONS]),
-    ]
-    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    (folder / "volumes").mkdir()
-    port = free_port()
-    endpoint = f"http://127.0.0.1:{port}"
-    names = ("master", "volume", "filer")
-    others = [f"-{name}.port={free_port()}" for name in names]
-    grpc = [f"-{name}.port.grpc={free_port()}" for name in (*names, "s3")]
-    command = (
-        WEED, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'volumes'}",
-        "-s3", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", *others, *grpc,
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
-    )  # fmt: skip
-    here.env.update(
-        KEYS,
-        AWS_DEFAULT_REGION="us-east-1",
-        SDN_S3_ENDPOINT=endpoint,
-        SDN_CACHE=str(folder / "cache"),
-    )
-    with background(*command, env=here.env, log=folder / "weed.log"):
-        client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name="us-east-1",
-            aws_access_key_id="owner",
-            aws_secret_access_key="secret",
-        )
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                client.create_bucket(Bucket="data")
-                client.put_object(Bucket="data", Key="probe", Body=b"")
-                break
-            except (BotoCoreError, ClientError):
-                assert time.monotonic() < deadline, (folder / "weed.log").read_text()[-4000:]
-                time.sleep(0.5)
-        yield here, client
+    with s3_server.running(folder) as found:
+        here.env.update(found.keys(), SDN_CACHE=str(folder / "cache"))
+        yield here, found.client
 
 
 def sdn(here, *args: str) -> subprocess.CompletedProcess[str]:

@@ -1,25 +1,50 @@
 import itertools
 import pickle
 import shutil
+import subprocess
 import sys
+import tarfile
 import threading
 
 import numpy as np
 import pytest
 import torch
-from tiny_data import picture, records, write
+import webdataset
+from shard_builder import Item, write_dataset
+from tiny_data import picture
 
-from sdn.data.index import from_parquet
-from sdn.data.loader import DamagedSample, ShardReader, batches, load_split
-from sdn.data.manifest import load_manifest
+from sdn.data.dataset import open_dataset
+from sdn.data.files import LocalFolder
+from sdn.data.images import decode_prepared, encode
+from sdn.data.loader import DamagedSample, ShardReader, batches, load_split, worker_of
 from sdn.data.plan import Plan
-from sdn.data.verification import verify
+
+
+def items(numbers, image_format="png"):
+    return [
+        Item(
+            f"item-{n}",
+            encode(picture(n), image_format),
+            (f"picture {n}", f"number {n}", f"the {n}th"),
+            {"parity": "odd" if n % 2 else "even"},
+        )
+        for n in numbers
+    ]
+
+
+def splits(image_format="png"):
+    """22 training and 4 test samples: shards of 5, the last of 2."""
+    return {
+        "train": items(range(22), image_format),
+        "validation": [],
+        "test": items(range(22, 26), image_format),
+    }
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write(folder, records(22, 4))
+    write_dataset(folder, splits())
     return folder
 
 
@@ -29,19 +54,19 @@ def copy(data, tmp_path):
 
 
 def plan_of(folder, **changes):
-    samples = load_manifest(folder).shard_samples("train")
+    samples = open_dataset(folder).shards("train").samples
     return Plan(**({"shard_samples": samples, "seed": 3, "global_batch": 8, "lanes": 8} | changes))
 
 
 def read_all(folder, split="train"):
     """Every sample of a split, one reader for all."""
-    manifest = load_manifest(folder)
-    reader = ShardReader(folder, manifest, split)
-    return [
-        reader.read(shard, row)
-        for shard, rows in enumerate(manifest.shard_samples(split))
-        for row in range(rows)
-    ]
+    reader = reader_of(folder, split)
+    sizes = reader.shards.samples.tolist()
+    return [reader.read(shard, row) for shard, rows in enumerate(sizes) for row in range(rows)]
+
+
+def reader_of(place, split="train", **arguments):
+    return ShardReader(open_dataset(place), split, **arguments)
 
 
 def same(one, other):
@@ -84,7 +109,7 @@ def test_missing_splits_are_refused(data):
 
 def test_rows_outside_a_shard_are_refused(data):
     """A row that does not exist is an IndexError, also a negative one."""
-    reader = ShardReader(data, load_manifest(data), "train")
+    reader = reader_of(data)
     for row in (5, -1):
         with pytest.raises(IndexError, match=f"has 5 samples, no row {row}"):
             reader.read(0, row)
@@ -144,33 +169,121 @@ def test_resuming_goes_on_with_the_same_batches(data, start):
     assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
 
 
-def test_cache_and_prefetch_change_nothing(data):
-    """Without a cache, with a tiny one, with and without the thread: the same batches."""
+def test_cache_workers_and_prefetch_change_nothing(data):
+    """Without a cache, with a tiny one, with any number of threads and batches ahead: the same."""
     plan = plan_of(data)
     runs = [
-        list(batches(data, "train", plan=plan, seed=1, steps=7, prefetch=p, cache_gib=gib))
-        for p in (0, 1, 5)
-        for gib in (0, 1e-5, 0.5)
+        list(batches(data, "train", plan=plan, seed=1, steps=7, **how))
+        for how in (
+            {"workers": workers, "prefetch": prefetch, "cache_gib": gib}
+            for workers in range(5)
+            for prefetch in (0, 1, 5)
+            for gib in (0, 1e-5, 0.5)
+        )
     ]
     for run in runs[1:]:
+        assert len(run) == 7
         assert all(same(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+def test_jpegs_are_decoded_as_they_are(tmp_path):
+    """A data set of JPEGs gives what decoding each one gives, channels last in memory."""
+    write_dataset(tmp_path, splits("jpg"))
+    found = load_split(tmp_path, "train")
+    assert found.pixels.is_contiguous(memory_format=torch.channels_last)
+    for item, pixels in zip(splits("jpg")["train"], found.pixels, strict=True):
+        expected = decode_prepared(item.image, 32)
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+
+
+def test_batches_that_are_kept_stay_as_they_were(data):
+    """Memory is used again only once nothing refers to it, be it a part of a batch."""
+    plan = plan_of(data)
+    run = batches(data, "train", plan=plan, seed=1, steps=9, workers=0, cache_gib=0)
+    kept, copies = [], []
+    for n, batch in enumerate(run):
+        part = (batch.pixels, batch.pixels[1:, :2], batch.pixels.numpy())[n % 3]
+        kept.append(part)
+        copies.append(part.copy() if n % 3 == 2 else part.clone())
+        del batch, part
+    for one, other in zip(kept, copies, strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_memory_of_a_batch_is_used_again(data):
+    """What was let go of is filled with the next batch."""
+    reader = reader_of(data, cache_gib=0)
+    rows = np.arange(5)
+    address = reader.read_batch(rows * 0, rows).pixels.data_ptr()
+    again = reader.read_batch(rows * 0, rows)
+    assert again.pixels.data_ptr() == address
+    assert reader.read_batch(rows * 0, rows).pixels.data_ptr() != address
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_each_step_is_prepared_by_its_worker(data, monkeypatch, workers):
+    """Which thread prepares a batch depends on its step alone, and none is far ahead."""
+    plan, prepared = plan_of(data), {}
+    real = ShardReader.read_batch
+
+    def read_batch(self, shards, rows):
+        prepared[tuple(rows.tolist()), tuple(shards.tolist())] = threading.current_thread().name
+        return real(self, shards, rows)
+
+    monkeypatch.setattr(ShardReader, "read_batch", read_batch)
+    run = batches(data, "train", plan=plan, seed=1, start_step=2, workers=workers, prefetch=2)
+    next(run)
+    assert len(prepared) <= 1 + 2 * workers
+    for _ in itertools.islice(run, 9):
+        pass
+    run.close()
+    threads = {}
+    for step in range(2, 11):
+        part = plan.samples_of(step)
+        name = prepared[tuple(part.rows.tolist()), tuple(part.shards.tolist())]
+        threads.setdefault(worker_of(step, 2, workers), set()).add(name)
+    assert len(threads) == workers
+    assert all(len(names) == 1 for names in threads.values())
+    assert len(set.union(*threads.values())) == workers
 
 
 def test_changing_a_batch_does_not_change_the_cache(data):
     """Pixels of a batch may be overwritten; the next epoch reads the originals."""
     plan = plan_of(data, global_batch=22, lanes=1)
-    run = batches(data, "train", plan=plan, seed=1, steps=2, prefetch=0)
+    run = batches(data, "train", plan=plan, seed=1, steps=2, workers=0)
     next(run).pixels.zero_()
     assert all(pixels.any() for pixels in next(run).pixels)
 
 
-def test_closing_ends_the_thread(data):
-    """The reading thread ends when the iterator is closed, though it could go on for ever."""
-    run = batches(data, "train", plan=plan_of(data), seed=1)
-    assert next(run).step == 0
-    assert any(thread.name == "batches" for thread in threading.enumerate())
-    run.close()
-    assert not any(thread.name == "batches" for thread in threading.enumerate())
+def threads_left():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_closing_ends_the_threads(data, workers, taken):
+    """The threads end when the iterator is closed or dropped, though it could go on for ever."""
+    for close in (True, False):
+        run = batches(data, "train", plan=plan_of(data), seed=1, workers=workers)
+        assert [batch.step for batch in itertools.islice(run, taken)] == list(range(taken))
+        assert bool(threads_left()) == (taken > 0)
+        if close:
+            run.close()
+        del run
+        assert not threads_left()
+
+
+@pytest.mark.timeout(60)
+def test_a_process_may_end_with_batches_left(data):
+    """A consumer that ends without closing does not hang."""
+    code = (
+        "from sdn.data.loader import batches; from sdn.data.plan import Plan; import sys;"
+        "from sdn.data.dataset import open_dataset; n = open_dataset(sys.argv[1]).shards('train');"
+        "run = batches(sys.argv[1], 'train', seed=1, workers=3,"
+        " plan=Plan(shard_samples=n.samples, seed=1, global_batch=8)); next(run)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(data)], check=True, timeout=50)
 
 
 def test_impossible_requests_fail_at_once(data):
@@ -184,6 +297,8 @@ def test_impossible_requests_fail_at_once(data):
         batches(data, "train", plan=plan, seed=1, rank=2, world=2)
     with pytest.raises(ValueError, match="step must be"):
         batches(data, "train", plan=plan, seed=1, start_step=-1)
+    with pytest.raises(ValueError, match="must be >= 0, not -1 and 2"):
+        batches(data, "train", plan=plan, seed=1, workers=-1)
     with pytest.raises(ValueError, match="holds no data set"):
         batches(data / "nowhere", "train", plan=plan, seed=1)
 
@@ -206,8 +321,9 @@ def exchange(one, other):
 
 def member(folder, name, row=2):
     """Offset and length of a member of one sample of train-00001."""
-    found = getattr(from_parquet((folder / "train-00001.parquet").read_bytes())[row], name)
-    return found.offset, found.length
+    with tarfile.open(folder / "train-00001.tar") as archive:
+        found = archive.getmembers()[3 * row + ("image", "json", "txt").index(name)]
+        return found.offset_data, found.size
 
 
 def middle(folder):
@@ -227,6 +343,8 @@ DAMAGES = {
     "bit in the image": lambda at: flip(at / TAR, middle(at)),
     "bit in the caption": lambda at: flip(at / TAR, member(at, "txt")[0]),
     "bit in the labels": lambda at: flip(at / TAR, member(at, "json")[0] + 5),
+    "bit in a header": lambda at: flip(at / TAR, member(at, "json")[0] - 300),
+    "bit in the padding": lambda at: flip(at / TAR, member(at, "txt")[0] + 100),
     "bit in the index": lambda at: flip(at / INDEX, 40),
     "error page": lambda at: (at / TAR).write_bytes(b"<html>503</html>"),
     "empty file": lambda at: (at / TAR).write_bytes(b""),
@@ -240,64 +358,22 @@ DAMAGES = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_found(copy, kind):
-    """Verify reports the damage, and training stops at it instead of using or skipping it."""
+    """Training stops at the damage instead of using or skipping it."""
     plan = plan_of(copy)
-    assert verify(copy) == []
     DAMAGES[kind](copy)
-    found = verify(copy)
-    assert found
-    if kind != "bit in the manifest":
-        assert any("train-00001" in text for text in found)
     with pytest.raises(ValueError, match=r"train-0000[12]|manifest"):
         list(batches(copy, "train", plan=plan, seed=1, steps=plan.steps_per_epoch))
-
-
-@pytest.mark.parametrize("name", ["train-00009.tar", "extra.tar", "train-00009.parquet"])
-def test_extra_shards_are_found(copy, name):
-    """A shard that the manifest does not name is reported, and never read."""
-    shutil.copy(copy / "train-00000.tar", copy / name)
-    assert verify(copy) == [f"{name}: not named in the manifest"]
-    assert len(read_all(copy)) == 22
-
-
-def test_bit_in_a_header_is_found(copy):
-    """A flipped bit between the payloads harms no sample of ours; verify still reports it."""
-    flip(copy / "train-00001.tar", member(copy, "image")[0] - 512)
-    (text,) = verify(copy)
-    assert "train-00001.tar: has SHA-256" in text
-    assert len(read_all(copy)) == 22
-
-
-def test_any_flipped_bit_is_found(copy):
-    """Wherever a bit of a shard, an index or the manifest flips, verify reports it."""
-    names = ["train-00001.tar", "train-00001.parquet", "manifest.json"]
-    random = np.random.default_rng(0)
-    for name in names * 10:
-        path = copy / name
-        offset = int(random.integers(path.stat().st_size))
-        flip(path, offset)
-        assert verify(copy), (name, offset)
-        flip(path, offset)
-    assert verify(copy) == []
-
-
-def test_lost_dead_letters_are_found(copy):
-    """The list of dead letters must be there in full."""
-    (copy / "dead-letters.jsonl").write_text("{}\n")
-    assert verify(copy) == ["dead-letters.jsonl: lists 1 dead letters, expected 0"]
 
 
 def test_damage_names_shard_key_and_reason(copy):
     """The error says which sample of which shard is damaged and how; the others can be read."""
     DAMAGES["bit in the image"](copy)
-    reader = ShardReader(copy, load_manifest(copy), "train")
-    key = reader.index(1)[2].key
+    reader = reader_of(copy)
+    key = reader.index(1).keys[2]
     with pytest.raises(DamagedSample) as caught:
         reader.read(1, 2)
     assert (caught.value.shard, caught.value.key) == ("train-00001.tar", key)
-    assert str(caught.value) == (
-        f"train-00001.tar, sample {key!r}: image has another checksum (CRC-32)"
-    )
+    assert str(caught.value) == (f"train-00001.tar, sample {key!r}: has another checksum (CRC-32)")
     assert reader.read(1, 1).key != key
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
@@ -305,11 +381,11 @@ def test_damage_names_shard_key_and_reason(copy):
 
 def test_shard_cut_while_it_is_read_is_found(copy):
     """A shard that shrinks after it was opened gives no half sample."""
-    reader = ShardReader(copy, load_manifest(copy), "train")
+    reader = reader_of(copy)
     reader.index(1)
     start, length = member(copy, "image")
     truncate(copy / "train-00001.tar", start + length // 2)
-    with pytest.raises(DamagedSample, match="image is cut off after"):
+    with pytest.raises(DamagedSample, match="is cut off after"):
         reader.read(1, 2)
 
 
@@ -330,7 +406,105 @@ def test_without_pyarrow_the_index_comes_from_the_tar(copy, monkeypatch):
     expected = [sample.key for sample in read_all(copy)]
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert [sample.key for sample in read_all(copy)] == expected
-    assert verify(copy) == []
     flip(copy / "train-00001.tar", 700)
     with pytest.raises(DamagedSample, match=r"train-00001\.tar: the shard has another SHA-256"):
         read_all(copy)
+
+
+def test_another_sample_in_its_place_is_found(data):
+    """Bytes that are intact but another sample's are refused."""
+    reader = reader_of(data)
+    reader.index(1).keys[0] = "item"
+    with pytest.raises(DamagedSample, match="'item': sample 'item-5' lies in its place"):
+        reader.read(1, 0)
+
+
+class Remote(LocalFolder):
+    """A place that fetches ahead, and keeps copies of which the first is damaged."""
+
+    def __init__(self, path, damaged=0):
+        super().__init__(path)
+        self.fetched, self.forgotten, self.damaged = [], [], damaged
+
+    def prefetch(self, name, offset, length):
+        self.fetched.append((name, offset, length))
+
+    def forget(self, name):
+        self.forgotten.append(name)
+
+    def read_range(self, name, offset, length):
+        data = super().read_range(name, offset, length)
+        if self.damaged > 0:
+            self.damaged -= 1
+            return data[:-1] + bytes([data[-1] ^ 1])
+        return data
+
+
+def test_a_damaged_copy_is_read_anew(data):
+    """Where a place keeps copies, a bad one is forgotten once; a second one is damage."""
+    for opened, name in ((False, "train-00001.parquet"), (True, "train-00001.tar")):
+        place = Remote(data)
+        reader = reader_of(place, cache_gib=0)
+        if opened:
+            reader.index(1)
+        place.damaged = 1
+        assert reader.read(1, 2).key == "item-7"
+        assert place.forgotten == [name]
+        place.damaged = 2
+        with pytest.raises(DamagedSample, match=r"has another (SHA-256|checksum)"):
+            (reader if opened else reader_of(place)).read(1, 3 if opened else 2)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_place_is_told_what_comes(data, workers):
+    """The spans of coming steps, and the indexes that are needed, are asked for beforehand."""
+    plan, place = plan_of(data), Remote(data)
+    run = batches(place, "train", plan=plan, seed=1, steps=3, workers=workers, cache_gib=0)
+    expected = list(batches(data, "train", plan=plan, seed=1, steps=3, workers=0))
+    assert all(same(a, b) for a, b in zip(run, expected, strict=True))
+    spans = [found for found in place.fetched if found[0].endswith(".tar")]
+    assert len(set(spans)) == len(spans) == 22
+    indexes = {found[0] for found in place.fetched if found[0].endswith(".parquet")}
+    assert indexes == {f"train-0000{n}.parquet" for n in range(5)}
+
+
+def test_few_indexes_are_kept(tmp_path, monkeypatch):
+    """What is kept in memory is bounded, and what was let go of is read again."""
+    monkeypatch.setattr("sdn.data.reading._INDEXES", 2)
+    monkeypatch.setattr("sdn.data.reading._INDEX_ROWS", 9)
+    write_dataset(tmp_path, splits())
+    reader = reader_of(tmp_path, cache_gib=0)
+    for _ in range(2):
+        for shard in range(5):
+            assert reader.read(shard, 0).key == f"item-{5 * shard}"
+            assert len(reader._indexes._kept) <= 2
+
+
+def plain(urls, **arguments):
+    """Samples as plain WebDataset gives them."""
+    return webdataset.WebDataset(urls, shardshuffle=False, empty_check=False, **arguments)
+
+
+def test_shards_are_read_by_plain_webdataset(data):
+    """Any WebDataset reader gets key, image, captions and labels."""
+    found = list(plain([str(path) for path in sorted(data.glob("train-*.tar"))]).decode())
+    assert [sample["__key__"] for sample in found] == [f"item-{n}" for n in range(22)]
+    for n, sample in enumerate(found):
+        assert sample["txt"] == f"picture {n}"
+        assert sample["json"]["captions"] == [f"picture {n}", f"number {n}", f"the {n}th"]
+        assert sample["json"]["labels"] == {"parity": "odd" if n % 2 else "even"}
+    (first,) = itertools.islice(plain(str(data / "train-00000.tar")).decode("rgb8"), 1)
+    assert np.array_equal(first["png"], picture(0))
+
+
+def test_shards_are_split_by_plain_webdataset(data, monkeypatch):
+    """Its split_by_node gives each of two nodes its own shards, together all samples."""
+    urls = [str(path) for path in sorted(data.glob("train-*.tar"))]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    keys = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        run = plain(urls, nodesplitter=webdataset.split_by_node)
+        keys.append([sample["__key__"] for sample in run])
+    assert sorted(keys[0] + keys[1]) == sorted(f"item-{n}" for n in range(22))
+    assert not set(keys[0]) & set(keys[1])
