@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sdn.captions import CharCnnRnn, SentenceEncoder
     from sdn.config import RunConfig
+    from sdn.data.dataset import DataSet
     from sdn.data.files import Files
     from sdn.data.reading import SplitArrays
     from sdn.stage_run import StageInputs
@@ -179,7 +180,7 @@ def _baselines(
     return found
 
 
-def probe_embedding(data: Files | Path, captions: Path) -> dict[str, float]:
+def probe_embedding(data: DataSet | Files | Path, captions: Path) -> dict[str, float]:
     """Accuracy of linear probes for tone and gender on captions that no training saw, 0..1.
 
     Returns:

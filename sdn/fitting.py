@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sdn.config import CaptionConfig, TeacherConfig
+    from sdn.data.dataset import DataSet
     from sdn.data.files import Files
     from sdn.data.reading import SplitArrays
 
 
 def write_teacher(
     folder: Path,
-    data: Files | Path,
+    data: DataSet | Files | Path,
     config: TeacherConfig,
     *,
     threads: int,
@@ -81,7 +82,9 @@ def write_teacher(
     return result | {"sha256": save_teacher(teacher, folder / TEACHER)}
 
 
-def _held_out_accuracy(model: Classifier, targets: Targets, data: Files | Path) -> dict[str, float]:
+def _held_out_accuracy(
+    model: Classifier, targets: Targets, data: DataSet | Files | Path
+) -> dict[str, float]:
     split = "validation" if open_dataset(data).samples("validation") else "train"
     held = load_split(data, split)
     return head_accuracy(model, held.pixels, targets_like(targets, held))
@@ -104,7 +107,7 @@ def targets_like(targets: Targets, split: SplitArrays) -> Targets:
 
 def write_captions(
     folder: Path,
-    data: Files | Path,
+    data: DataSet | Files | Path,
     teacher: Path,
     config: CaptionConfig,
     *,

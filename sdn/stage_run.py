@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sdn.checkpoint import Checkpoint
     from sdn.config import RunConfig, StageConfig
+    from sdn.data.dataset import DataSet
     from sdn.data.files import Files
     from sdn.data.records import Batch
     from sdn.stages import StageName
@@ -40,7 +41,7 @@ CONFIG = "config.json"
 class StageInputs:
     """What a stage reads: local folders, and a data set anywhere."""
 
-    data: Files | Path
+    data: DataSet | Files | Path
     """Prepared data set: manifest, shards, index."""
     teacher: Path
     """`teacher.pt` and `tap-means.json`."""
@@ -63,7 +64,7 @@ class Rank:
     """Every rank gets rank 0's value."""
 
 
-def stage_plan(config: RunConfig, stage: StageConfig, data: Files | Path) -> Plan:
+def stage_plan(config: RunConfig, stage: StageConfig, data: DataSet | Files | Path) -> Plan:
     """Who reads what when in this stage.
 
     Raises:

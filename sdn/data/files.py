@@ -141,15 +141,13 @@ class LocalFolder:
         """As in `Files`; by positioned reads: a mapped file that is cut short kills the process."""
         with self._lock:
             descriptor = self._descriptor(name)
-        pieces = []
-        while length > 0:
-            piece = os.pread(descriptor, length, offset)
-            if not piece:
+        data = os.pread(descriptor, length, offset)
+        while len(data) < length:  # the end of the file, or a read that was interrupted
+            more = os.pread(descriptor, length - len(data), offset + len(data))
+            if not more:
                 break
-            pieces.append(piece)
-            offset += len(piece)
-            length -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            data += more
+        return data
 
     def prepare(self) -> None:
         """As in `Files`."""

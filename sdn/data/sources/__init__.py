@@ -60,7 +60,9 @@ def partitions(config: DataConfig, files: Files | None = None) -> Iterator[Parti
     Raises:
         ValueError: no such source, or its path is not of the expected layout.
     """
-    found: Iterator[Partition] = _reader(config.source).partitions(config, files or open_source(config))
+    found: Iterator[Partition] = _reader(config.source).partitions(
+        config, files or open_source(config)
+    )
     return found
 
 

@@ -66,8 +66,7 @@ def partitions(config: DataConfig, files: Files | None) -> Iterator[Emoji]:
     _require_packages()
     items = _items(config)
     return (
-        Emoji(some)
-        for some in iter(lambda: tuple(itertools.islice(items, PARTITION_RECORDS)), ())
+        Emoji(some) for some in iter(lambda: tuple(itertools.islice(items, PARTITION_RECORDS)), ())
     )
 
 
