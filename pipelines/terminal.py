@@ -94,15 +94,20 @@ def counting(*, to_stderr: bool) -> Iterator[Callable[[str, int, int | None], No
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=to_stderr), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Progress(*columns, console=Console(stderr=to_stderr), transient=True)
+    tasks: dict[str, Any] = {}
 
-        def report(step: str, done: int, total: int | None) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total)
-            bars.update(tasks[step], completed=done, total=total)
+    def report(step: str, done: int, total: int | None) -> None:
+        bars.start()  # only now: an error before any work leaves no blank line
+        if step not in tasks:
+            tasks[step] = bars.add_task(step, total=total)
+        bars.update(tasks[step], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def answer(found: dict[str, Any], *, as_json: bool) -> None:

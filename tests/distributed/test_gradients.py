@@ -18,9 +18,11 @@ from sdn.config import (
     StudentConfig,
     TeacherConfig,
 )
+from sdn.data.files import LocalFolder
 from sdn.data.images import encode
 from sdn.data.records import Record
-from sdn.data.shards import write_dataset
+from sdn.data.shards import Writing, write_dataset
+from sdn.data.sources import Given
 from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER, Rank, StageInputs, new_student, run_stage
 from sdn.teacher import empty_teacher, save_teacher
@@ -66,7 +68,8 @@ def write_inputs(folder):
             )
             for n in range(count)
         ]
-        write_dataset(items, folder / f"data-{count}", CONFIG.data, attribution=None)
+        files = LocalFolder(folder / f"data-{count}")
+        write_dataset([Given(tuple(items))], files, Writing(config=CONFIG.data))
     torch.manual_seed(0)
     teacher = empty_teacher(CONFIG.teacher)
     for parameter in teacher.parameters():

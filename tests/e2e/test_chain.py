@@ -17,7 +17,7 @@ from conftest import COMMAND
 from PIL import Image
 
 from pipelines.points import POINTS, read_points
-from sdn.data.manifest import load_manifest
+from sdn.data.dataset import open_dataset
 from sdn.taps import blocks_of, taps_of
 
 STAGES = ["prepare", "teacher", "captions", "stage_one", "search", "stage_two", "evaluate"]
@@ -48,7 +48,7 @@ def test_both_stages_ran_on_two_ray_workers_that_read_every_sample(chain, name):
     ranks = {w["rank"]: w["pid"] for w in said if w["kind"] == "worker"}
     assert sorted(ranks) == [0, 1]
     assert len(set(ranks.values()) | {os.getpid()}) == 3
-    samples = load_manifest(folder_of(chain, "prepare")).samples("train")
+    samples = open_dataset(folder_of(chain, "prepare")).samples("train")
     read = {w["rank"]: w for w in said if w["kind"] == "read"}
     epochs = {"stage_one": 3, "stage_two": 4}[name]
     assert sum(w["samples"] for w in read.values()) == epochs * samples

@@ -194,9 +194,9 @@ def test_prepare_refuses_a_finished_folder(tmp_path):
     """A finished data set is never rewritten."""
     folder, out = pictures(tmp_path / "pictures"), tmp_path / "out"
     assert prepare(folder, out).exit_code == 0
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    before = {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     refused(prepare(folder, out), "already holds a finished data set", str(out))
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
 def test_prepare_with_missing_captions(tmp_path):

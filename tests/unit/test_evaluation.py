@@ -19,8 +19,8 @@ from sdn.config import (
     StudentConfig,
     TeacherConfig,
 )
+from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
-from sdn.data.manifest import load_manifest
 from sdn.evaluation import evaluate, probe_embedding, synthesizer_of, validation_score
 from sdn.metrics import blurred, identity_groups
 from sdn.sampling import ENCODER
@@ -200,7 +200,7 @@ def test_validation_score_does_not_read_the_test_split(tmp_path):
     inputs = make_inputs(tmp_path, plain())
     weights = new_student(config).state_dict()
     before = validation_score(config, inputs, weights)
-    for shard in load_manifest(inputs.data).shards("test"):
+    for shard in open_dataset(inputs.data).shards("test"):
         found = [path for path in inputs.data.rglob("*") if path.stem == shard_stem(shard)]
         assert found
         for path in found:

@@ -8,8 +8,10 @@ from pipelines.flows import pipeline as module
 from pipelines.flows.stages import do
 from pipelines.run import Done, Job, RunSpec
 from pipelines.stage import Stage
-from pipelines.work import check_splits, possible_workers, source_fingerprint
-from sdn.config import LossWeights, to_dict
+from pipelines.work import check_splits, possible_workers
+from sdn.config import DataConfig, LossWeights, to_dict
+from sdn.data.files import LocalFolder
+from sdn.data.sources.fingerprint import fingerprint
 from sdn.recipes import recipe
 
 
@@ -26,7 +28,7 @@ def test_stage_two_gets_the_weights_that_the_search_chose(monkeypatch, tmp_path)
         asked[job.stage.name] = job.stage
         result = {
             "manifest": "m", "samples": {"train": 9, "validation": 9, "test": 9}, "sha256": "t",
-            "weights": to_dict(found),
+            "weights": to_dict(found), "place": "nowhere",
         }  # fmt: skip
         return done(job.stage.name, result)
 
@@ -47,7 +49,7 @@ def test_stage_two_gets_the_weights_that_the_search_chose(monkeypatch, tmp_path)
 
     monkeypatch.setattr(module, "do", instead)
     monkeypatch.setattr(module, "Tracked", Tracked)
-    for name in ("parent_run", "register", "show_result", "summary"):
+    for name in ("parent_run", "register", "show_data", "show_result", "summary"):
         monkeypatch.setattr(module, name, lambda *args: None)
     run = RunSpec("tiny", store=str(tmp_path)).open()
     object.__setattr__(run, "store", Store())
@@ -117,10 +119,16 @@ def test_workers_fit_the_machine(cpus, expected, monkeypatch):
 
 def test_a_source_changes_its_fingerprint_with_its_files(tmp_path):
     """Another file, or another size, is another source; without a path there is none."""
-    before = source_fingerprint("folder", str(tmp_path))
+    config, files = DataConfig(source="folder"), LocalFolder(tmp_path)
+    with pytest.raises(ValueError, match=r"no folder .* or no file in it"):
+        fingerprint(config, files)
     (tmp_path / "a.txt").write_text("a bird")
-    after = source_fingerprint("folder", str(tmp_path))
-    assert before != after == source_fingerprint("folder", str(tmp_path))
+    before = fingerprint(config, files)
+    (tmp_path / "b.txt").write_text("a bird")
+    after = fingerprint(config, files)
+    assert before != after == fingerprint(config, files)
+    (tmp_path / "b.txt").write_text("two birds")
+    assert fingerprint(config, files) != after
     with pytest.raises(ValueError, match=r"data\.path is not set"):
-        source_fingerprint("folder", None)
-    assert "resvg-py" in source_fingerprint("openmoji", None)
+        fingerprint(config, None)
+    assert "resvg-py" in fingerprint(DataConfig(source="openmoji"), None)

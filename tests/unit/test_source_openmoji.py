@@ -291,9 +291,13 @@ def test_missing_package_names_the_extra(monkeypatch, package):
 
 def test_unknown_source_is_refused_with_the_known_ones():
     """Reading and attributing name the sources that there are."""
-    with pytest.raises(ValueError, match=r"no source 'emojis'; there are: cub, folder, openmoji"):
+    with pytest.raises(
+        ValueError, match=r"no source 'emojis'; there are: coco, cub, flowers, folder, op"
+    ):
         read_source(DataConfig(source="emojis"))
-    with pytest.raises(ValueError, match=r"no source 'emojis'; there are: cub, folder, openmoji"):
+    with pytest.raises(
+        ValueError, match=r"no source 'emojis'; there are: coco, cub, flowers, folder, op"
+    ):
         attribution("emojis")
 
 

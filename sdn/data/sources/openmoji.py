@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sdn.data.records import Exclusion, Record
-from sdn.data.sources import PARTITION_RECORDS
+from sdn.data.sources import PARTITION_RECORDS, Given
 from sdn.data.sources.openmoji_names import Named, name_of
 from sdn.data.sources.openmoji_splits import Composition, assign_splits
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from sdn.config import DataConfig
     from sdn.data.files import Files
-    from sdn.data.records import SourceItem
 
 ATTRIBUTION = (
     "All emojis designed by OpenMoji - the open-source emoji and icon project. "
@@ -37,18 +36,7 @@ class _Drawn:
     image: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Emoji:
-    """Some of the emoji, drawn, or some of those left out."""
-
-    some: tuple[Record | Exclusion, ...]
-
-    def items(self) -> Iterator[SourceItem]:
-        """As in `Partition`."""
-        return iter(self.some)
-
-
-def partitions(config: DataConfig, files: Files | None) -> Iterator[Emoji]:
+def partitions(config: DataConfig, files: Files | None) -> Iterator[Given]:
     """Every emoji that has a Unicode name as a record, every other as an exclusion.
 
     Splits are by composition (concept without gender, with hair; skin tones), see
@@ -66,7 +54,7 @@ def partitions(config: DataConfig, files: Files | None) -> Iterator[Emoji]:
     _require_packages()
     items = _items(config)
     return (
-        Emoji(some) for some in iter(lambda: tuple(itertools.islice(items, PARTITION_RECORDS)), ())
+        Given(some) for some in iter(lambda: tuple(itertools.islice(items, PARTITION_RECORDS)), ())
     )
 
 
