@@ -165,6 +165,20 @@ def diff(
 
 
 @data.command()
+def undo(uri: Place, as_json: JsonOption = False) -> None:
+    """Take the newest version away, with the shards that it added."""
+    with expected_errors():
+        from pipelines.preparing import place
+        from pipelines.settings import Settings
+        from sdn.data.claims import undo as take_away
+
+        gone, newest = take_away(place(uri, Settings()))
+        if not as_json:
+            say(f"version {gone.number} is gone; version {newest.number} is the newest again")
+        answer(_about(uri, newest) | {"gone": gone.digest}, as_json=as_json)
+
+
+@data.command()
 def letters(uri: Place, as_json: JsonOption = False) -> None:
     """The dead letters of a data set: key, place and reason of each."""
     with expected_errors():

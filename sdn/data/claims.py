@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from sdn.data.manifest import Manifest
+from sdn.data.manifest import Manifest, make_newest, read_manifest, version_file
 from sdn.data.parts import UNFINISHED
 from sdn.data.records import SPLITS
 
@@ -44,6 +44,31 @@ def claim(files: Files, made_from: dict[str, Any], parent: Manifest | None) -> N
         )
     clear(files, parent)
     files.write(_CLAIM, text)
+
+
+def undo(files: Files) -> tuple[Manifest, Manifest]:
+    """Take the newest version away, with the shards that it added; the one before is newest again.
+
+    Cut off in the middle, the next undo or append goes on with it.
+
+    Returns:
+        The version taken away, and the one that is the newest now.
+
+    Raises:
+        ValueError: no data set, or the first version of one.
+    """
+    newest = read_manifest(files)
+    if newest.parent is None:
+        raise ValueError(
+            f"{files.uri} has one version only: delete the place itself to be rid of it"
+        )
+    before = read_manifest(files, newest.parent)
+    files.write(_CLAIM, json.dumps({"undo": newest.digest}).encode())
+    make_newest(files, before)
+    files.remove(version_file(newest))
+    files.remove(newest.dead_letter_file.name)
+    clear(files, before)
+    return newest, before
 
 
 def clear(files: Files, newest: Manifest | None) -> None:

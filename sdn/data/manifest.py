@@ -258,9 +258,18 @@ def read_versions(files: Files) -> list[Manifest]:
 
 def write_manifest(files: Files, manifest: Manifest) -> None:
     """Write the manifest atomically; from then on the place is a data set of this version."""
-    text = _text(_to_json(manifest))
-    files.write(f"{VERSIONS}/{manifest.digest}.json", text)
-    files.write(MANIFEST, text)
+    files.write(version_file(manifest), _text(_to_json(manifest)))
+    make_newest(files, manifest)
+
+
+def make_newest(files: Files, manifest: Manifest) -> None:
+    """Have the place be this version, which it keeps already."""
+    files.write(MANIFEST, _text(_to_json(manifest)))
+
+
+def version_file(manifest: Manifest) -> str:
+    """Where a version is kept for good."""
+    return f"{VERSIONS}/{manifest.digest}.json"
 
 
 def make_segment(files: Files, split: str, shards: Iterable[Shard], count: int) -> Segment:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdn.data.dataset import DataSet
 from sdn.data.dead_letters import read_list
-from sdn.data.manifest import MANIFEST, VERSIONS, FileRef, read_manifest
+from sdn.data.manifest import MANIFEST, FileRef, read_manifest, version_file
 from sdn.data.reading import DamagedSample, ShardReader
 from sdn.data.records import SPLITS
 
@@ -93,7 +93,7 @@ def _versions(files: Files, manifest: Manifest) -> list[str]:
     damages = []
     newest: Manifest | None = manifest
     while newest is not None:
-        name = f"{VERSIONS}/{newest.digest}.json"
+        name = version_file(newest)
         try:
             kept = read_manifest(files, newest.digest)
             parent = None if kept.parent is None else read_manifest(files, kept.parent)

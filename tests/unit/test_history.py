@@ -2,10 +2,12 @@ import pytest
 from tiny_data import CONFIG, append, record, records, write
 
 from sdn.config import with_overrides
+from sdn.data.claims import undo
 from sdn.data.dataset import open_dataset
 from sdn.data.files import LocalFolder
 from sdn.data.history import difference
 from sdn.data.manifest import read_manifest, read_versions
+from sdn.data.verification import verify
 
 
 def test_versions_are_listed_newest_first(tmp_path):
@@ -47,3 +49,32 @@ def test_unknown_versions_are_refused(tmp_path):
     one = write(tmp_path)
     with pytest.raises(ValueError, match=f"not one of the versions .*{one.digest[:12]}"):
         read_manifest(LocalFolder(tmp_path), "ffff" if one.digest[0] != "f" else "0000")
+
+
+def test_undo_takes_the_newest_version_away(tmp_path):
+    """After an undo every file is what it was before the append; the first version stays."""
+    write(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    append(tmp_path, [record(40), record(41, "test")])
+    gone, newest = undo(LocalFolder(tmp_path))
+    assert (gone.number, newest.number) == (2, 1)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    with pytest.raises(ValueError, match="one version only"):
+        undo(LocalFolder(tmp_path))
+
+
+def test_an_undo_that_was_cut_off_is_gone_on_with(tmp_path, monkeypatch):
+    """Ended after the new head, what is left is no stray: the next append clears it."""
+    write(tmp_path)
+    append(tmp_path, [record(40)])
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sdn.data.claims.clear", crash)
+        with pytest.raises(KeyboardInterrupt):
+            undo(LocalFolder(tmp_path))
+    again = append(tmp_path, [record(50)])
+    assert again.number == 2
+    assert verify(LocalFolder(tmp_path)) == []
