@@ -76,6 +76,9 @@ class BlockCache:
     def prefetch(self, name: str, offset: int, length: int) -> None:
         """Begin to fetch the blocks of a range, without waiting for them."""
         for number in range(offset // BLOCK, (offset + length - 1) // BLOCK + 1):
+            # Asked for each sample: what is open already must cost next to nothing.
+            if (name, number) in self._descriptors or (name, number) in self._coming:
+                continue
             if self._usable and self._open(name, number) is None:
                 self._begin(name, number)
 

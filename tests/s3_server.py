@@ -45,8 +45,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path):
-    """The server, with its data below `folder`; ended, with all it started, by its id."""
+def running(folder: Path, cores: list[int] | None = None):
+    """The server, with its data below `folder`; ended, with all it started, by its id.
+
+    Args:
+        folder: of its configuration, data and log.
+        cores: on which it runs; none or None leaves it those of this process.
+    """
     identities = [
         _identity("owner", "owner", ["Admin", *ACTIONS]),
         _identity("user", "key", [f"{action}:{BUCKET}" for action in ACTIONS]),
@@ -67,6 +72,8 @@ def running(folder: Path):
     log = folder / "weed.log"
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
+    if cores:
+        psutil.Process(process.pid).cpu_affinity(cores)
     try:
         yield S3Server(endpoint, _ready(endpoint, log))
     finally:

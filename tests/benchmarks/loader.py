@@ -4,7 +4,10 @@ Reads a data set of 64 px JPEGs (made when the folder is empty) on one core, eac
 process of its own: our loader in the caller's thread with neither cache nor earlier passes, plain
 WebDataset over the same shards with the same decoder, batch and fields, litdata over the same bytes
 where it is installed, and the decoder alone. Then the time to the first batch at steps far in.
-Pin it to a core: `taskset -c 2 python tests/benchmarks/loader.py --json`.
+Each measurement is pinned to one core.
+
+With --s3 the same from an S3 server (SeaweedFS) that it starts on the other cores: our loader with
+an empty cache, then with a full one, and plain WebDataset over boto3's streams.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -23,14 +27,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from shard_builder import Item, finish, make_segment, write_shards
+sys.path[:0] = [str(Path(__file__).parents[1] / "unit"), str(Path(__file__).parents[1])]
+from shard_builder import Item, finish, make_segment, write_shards  # noqa: E402
 
-from sdn.data.dataset import open_dataset
-from sdn.data.files import Files, LocalFolder
-from sdn.data.images import encode
-from sdn.data.loader import batches
-from sdn.data.plan import Plan
+from sdn.data.dataset import open_dataset  # noqa: E402
+from sdn.data.files import Files, LocalFolder  # noqa: E402
+from sdn.data.images import encode  # noqa: E402
+from sdn.data.loader import batches  # noqa: E402
+from sdn.data.plan import Plan  # noqa: E402
 
 SIDE, SHARD = 64, 1000
 WORDS = ("red", "small", "bird", "car", "in", "tree", "street", "white", "dog", "of", "and", "long")
@@ -38,7 +42,11 @@ WORDS = ("red", "small", "bird", "car", "in", "tree", "street", "white", "dog", 
 
 def place_of(uri: str) -> Files:
     """Where a data set lies."""
-    return LocalFolder(uri)
+    if not uri.startswith("s3://"):
+        return LocalFolder(uri)
+    from pipelines.s3_files import S3Files
+
+    return S3Files(uri, endpoint=os.environ["SDN_S3_ENDPOINT"], cache=Path(os.environ["SDN_CACHE"]))
 
 
 def picture(random_: np.random.Generator, smoothness: float) -> np.ndarray:
@@ -100,19 +108,23 @@ def plan_of(place: Files, batch: int) -> Plan:
     return Plan(shard_samples=samples, seed=0, global_batch=batch)
 
 
-def measure_ours(place: Files, batch: int) -> float:
-    """Our loader in this thread."""
+def measure_ours(place: Files, batch: int, workers: int = 0) -> float:
+    """Our loader, in this thread or in others."""
     import pyarrow.parquet  # noqa: F401 - importing is no part of reading
 
     plan = plan_of(place, batch)
     began = time.perf_counter()
-    run = batches(
-        place, "train", plan=plan, seed=0, steps=plan.steps_per_epoch, workers=0, cache_gib=0
-    )
+    steps = plan.steps_per_epoch
+    run = batches(place, "train", plan=plan, seed=0, steps=steps, workers=workers, cache_gib=0)
     seen = {key for found in run for key in found.keys}
     took = time.perf_counter() - began
     assert len(seen) == plan.samples
     return plan.samples / took
+
+
+def measure_ahead(place: Files, batch: int) -> float:
+    """Our loader with a thread that reads ahead, as training has it."""
+    return measure_ours(place, batch, workers=1)
 
 
 def decode_jpeg(_: str, data: bytes) -> np.ndarray:
@@ -137,6 +149,7 @@ def measure_webdataset(place: Files, batch: int) -> float:
     """Plain WebDataset in this thread; it checks nothing."""
     import webdataset
 
+    webdataset.gopen_schemes["s3"] = stream
     urls = [f"{place.uri}/{shard.name}" for shard in open_dataset(place).shards("train")]
     began = time.perf_counter()
     run = (
@@ -152,6 +165,15 @@ def measure_webdataset(place: Files, batch: int) -> float:
     took = time.perf_counter() - began
     assert seen == open_dataset(place).samples("train")
     return seen / took
+
+
+def stream(url: str, *_: object):
+    """An object of S3 as boto3 streams it."""
+    from pipelines.s3_files import make_client
+
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    client = make_client(os.environ["SDN_S3_ENDPOINT"])
+    return client.get_object(Bucket=bucket, Key=key)["Body"]
 
 
 def measure_decoder(place: Files, batch: int) -> float:
@@ -219,6 +241,7 @@ def measure_first(place: Files, batch: int) -> dict[str, float]:
 
 MEASURES = {
     "ours": measure_ours,
+    "ahead": measure_ahead,
     "webdataset": measure_webdataset,
     "litdata": measure_litdata,
     "decoder": measure_decoder,
@@ -226,11 +249,55 @@ MEASURES = {
 }
 
 
-def measured(what: str, uri: str, batch: int):
-    """One measurement, in a fresh process."""
+def measured(what: str, uri: str, batch: int, **env: str):
+    """One measurement, in a fresh process on one core."""
     command = [sys.executable, __file__, "--measure", what, "--folder", uri, "--batch", str(batch)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | env,
+        preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}),
+    )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def s3_figures(folder: Path, batch: int, repeats: int) -> dict[str, float]:
+    """Rates from an S3 server on this machine, beside the local ones of the same run."""
+    import s3_server
+
+    others = sorted(os.sched_getaffinity(0))[:-1]
+    with tempfile.TemporaryDirectory(prefix="sdn-s3-") as temporary:
+        here = Path(temporary)
+        with s3_server.running(here, cores=others) as server:
+            env = server.keys()
+            os.environ.update(env, SDN_CACHE=str(here / "upload"))
+            uri, place = "s3://data/set", place_of("s3://data/set")
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                name = path.relative_to(folder).as_posix()
+                if not name.startswith("litdata/"):
+                    place.write(name, path.read_bytes())
+            runs = []
+            for number in range(repeats):
+                cache = {"SDN_CACHE": str(here / f"cache-{number}")}
+                runs.append(
+                    {
+                        "first": measured("ahead", uri, batch, **cache),
+                        "second": measured("ahead", uri, batch, **cache),
+                        "local": measured("ahead", str(folder), batch),
+                        "streaming": measured("webdataset", uri, batch),
+                    }
+                )
+    best = {name: max(run[name] for run in runs) for name in runs[0]}
+    return {
+        "s3_first_pass_images_per_s": best["first"],
+        "s3_second_pass_images_per_s": best["second"],
+        "local_images_per_s": best["local"],
+        "s3_streaming_images_per_s": best["streaming"],
+        "ratio_second_pass_local": best["second"] / best["local"],
+        "ratio_first_pass_streaming": best["first"] / best["streaming"],
+    }
 
 
 def figures(uri: str, batch: int, repeats: int) -> dict[str, object]:
@@ -271,6 +338,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--s3", action="store_true", help="from an S3 server, too")
     parser.add_argument("--measure", choices=list(MEASURES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -281,6 +349,8 @@ def main() -> None:
         folder = options.folder or temporary
         build(Path(folder), options.samples, options.captions, options.smoothness)
         found = figures(folder, options.batch, options.repeats)
+        if options.s3:
+            found |= s3_figures(Path(folder), options.batch, options.repeats)
     if options.json:
         print(json.dumps(found))
         return
