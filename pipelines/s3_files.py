@@ -192,6 +192,7 @@ class S3Files:
         """As in `Files`."""
         place = {"Bucket": self._bucket, "Key": self.key(name)}
         self._try("written", lambda: self.client.delete_object(**place), name)
+        self.forget(name)
 
     def close(self) -> None:
         """As in `Files`."""
@@ -261,6 +262,7 @@ class S3Files:
             )
 
         self._try("written", send, name)
+        self.forget(name)
 
     def _try(self, done: str, ask: Callable[[], T], name: str = "", *, tries: int = _ATTEMPTS) -> T:
         """Ask, again if what went wrong may pass.

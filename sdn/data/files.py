@@ -176,6 +176,7 @@ class LocalFolder:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            self._forget(name)
         finally:
             temporary.unlink(missing_ok=True)
         # The new name itself survives a power cut only once the folder is on disk.
@@ -189,6 +190,7 @@ class LocalFolder:
         """As in `Files`; a folder inside that becomes empty goes, too."""
         path = self.path / name
         path.unlink(missing_ok=True)
+        self._forget(name)
         for folder in path.parents:
             if folder == self.path or not folder.is_dir() or any(folder.iterdir()):
                 break
@@ -199,6 +201,12 @@ class LocalFolder:
         with self._lock:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
+
+    def _forget(self, name: str) -> None:
+        """Close the file that had this name until now."""
+        with self._lock:
+            if name in self._descriptors:
+                os.close(self._descriptors.pop(name))
 
     def _descriptor(self, name: str) -> int:
         if name in self._descriptors:

@@ -72,6 +72,10 @@ def _spans(order: ShardOrder) -> Iterator[tuple[IndexRow, bytes]]:
         row = sample.row
         part = f"{stem_of(sample.part)}.spans"
         span = order.files.read_range(part, row.offset, row.length)
+        forget = getattr(order.files, "forget", None)
+        if forget is not None and zlib.crc32(span) != row.crc32:
+            forget(part)  # a copy kept from an earlier run, whose parts had the same names
+            span = order.files.read_range(part, row.offset, row.length)
         if zlib.crc32(span) != row.crc32:
             raise ValueError(
                 f"{order.files.uri}/{part}: sample {row.key!r} has changed since it was prepared; "

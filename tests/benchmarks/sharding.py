@@ -2,7 +2,7 @@
 
     python tests/benchmarks/sharding.py [--json] [--images 4000]
 
-The source is made first: JPEG photos of 160 x 120 pixels with a caption each, in tars of 1,000, all
+The source is made first: JPEG photos of 160 x 120 pixels with a caption each, in tars of 250, all
 different. They become 64 px JPEG. Each figure comes from a process of its own, pinned to its cores,
 Ray and its workers running before the clock starts. `one_core` is everything on one core: once
 without Ray and once with; the ratio takes the better of the two. Memory is the peak of what driver
@@ -12,6 +12,7 @@ and workers have for themselves (USS), Ray's own daemons left out, sampled every
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -27,6 +28,8 @@ from typing import Self
 import numpy as np
 
 SIZE = (120, 160)
+TAR = 250
+"""Images a tar: a partition of the source, as large as those that folders are cut into."""
 
 
 def main() -> None:
@@ -34,7 +37,8 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--images", type=int, default=4000, help="ten times that for memory, too")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         print(json.dumps(measure(*given.measure)))
@@ -44,18 +48,25 @@ def main() -> None:
         few, many = Path(folder) / "few", Path(folder) / "many"
         make_source(few, given.images)
         make_source(many, 10 * given.images)
-        runs = {
-            "one_core_without_ray": run(few, "here", cores[:1]),
-            "one_core": run(few, "1", cores[:1]),
-            "two_cores": run(few, "2", cores),
-            "two_cores_tenfold": run(many, "2", cores),
+        rates = {"one_core_without_ray": ("here", cores[:1]), "one_core": ("1", cores[:1])}
+        rates["two_cores"] = ("2", cores)
+        # Taking turns, the best of each: whatever else runs on the machine only slows them down.
+        passes = [{n: run(few, *how) for n, how in rates.items()} for _ in range(given.repeats)]
+        best = {
+            name: max((found[name] for found in passes), key=lambda found: found["images_per_s"])
+            for name in rates
+        }
+        runs = best | {
+            "memory": run(few, "2", cores, watch="memory"),
+            "memory_tenfold": run(many, "2", cores, watch="memory"),
         }
     one = max(runs["one_core"]["images_per_s"], runs["one_core_without_ray"]["images_per_s"])
-    few_mib, many_mib = (runs[name]["peak_mib"] for name in ("two_cores", "two_cores_tenfold"))
     found = {
         "runs": runs,
         "ratio_two_cores": round(runs["two_cores"]["images_per_s"] / one, 2),
-        "ratio_memory_tenfold": round(many_mib / few_mib, 3),
+        "ratio_memory_tenfold": round(
+            runs["memory_tenfold"]["peak_mib"] / runs["memory"]["peak_mib"], 3
+        ),
     }
     for name, values in runs.items():
         print(name, values)
@@ -66,14 +77,14 @@ def main() -> None:
 
 
 def make_source(folder: Path, images: int) -> None:
-    """Tars of 1,000 photo-like images, no two alike."""
+    """Tars of photo-like images, no two alike."""
     from PIL import Image
 
     folder.mkdir()
     draw = np.random.default_rng(0)
-    for first in range(0, images, 1000):
-        with tarfile.open(folder / f"train-{first // 1000:05d}.tar", "w") as tar:
-            for number in range(first, min(first + 1000, images)):
+    for first in range(0, images, TAR):
+        with tarfile.open(folder / f"train-{first // TAR:05d}.tar", "w") as tar:
+            for number in range(first, min(first + TAR, images)):
                 coarse = draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)
                 image = Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)
                 noise = draw.integers(0, 24, (*SIZE, 3), dtype=np.uint8)
@@ -90,11 +101,11 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def run(source: Path, workers: str, cores: list[int]) -> dict[str, float]:
+def run(source: Path, workers: str, cores: list[int], watch: str = "rate") -> dict[str, float]:
     """One measurement in a process of its own, pinned to these cores."""
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(
-            [sys.executable, __file__, "--measure", str(source), out, workers],
+            [sys.executable, __file__, "--measure", str(source), out, workers, watch],
             check=True,
             stdout=subprocess.PIPE,
             text=True,
@@ -105,8 +116,8 @@ def run(source: Path, workers: str, cores: list[int]) -> dict[str, float]:
     return found
 
 
-def measure(source: str, out: str, workers: str) -> dict[str, float]:
-    """Prepare the whole source; images and megabytes a second, peak memory."""
+def measure(source: str, out: str, workers: str, watch: str) -> dict[str, float]:
+    """Prepare the whole source: its rate or, watched, which slows it down, its peak memory."""
     from pipelines.cluster import stop_ray
     from pipelines.preparing import on_ray
     from pipelines.settings import Settings
@@ -121,18 +132,20 @@ def measure(source: str, out: str, workers: str) -> dict[str, float]:
     )
     list(runner(warm_up, [config] * 4 * (1 if workers == "here" else int(workers))))
     read = sum(path.stat().st_size for path in Path(source).iterdir())
-    with Memory() as memory:
+    memory = Memory()
+    with memory if watch == "memory" else contextlib.nullcontext():
         began = time.perf_counter()
         files = LocalFolder(Path(out) / "data")
         made = write_dataset(partitions(config), files, Writing(config=config, run=runner))
         seconds = time.perf_counter() - began
     stop_ray()
     images = sum(made.counts.values())
+    if watch == "memory":
+        return {"images": images, "peak_mib": round(memory.peak / 2**20, 1)}
     return {
         "images": images,
         "images_per_s": round(images / seconds, 1),
         "read_mb_per_s": round(read / seconds / 1e6, 1),
-        "peak_mib": round(memory.peak / 2**20, 1),
     }
 
 
