@@ -139,14 +139,15 @@ class LocalFolder:
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """As in `Files`; by positioned reads: a mapped file that is cut short kills the process."""
+        # Under the lock: another thread may close the descriptor to make room for its own.
         with self._lock:
             descriptor = self._descriptor(name)
-        data = os.pread(descriptor, length, offset)
-        while len(data) < length:  # the end of the file, or a read that was interrupted
-            more = os.pread(descriptor, length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
+            data = os.pread(descriptor, length, offset)
+            while len(data) < length:  # the end of the file, or a read that was interrupted
+                more = os.pread(descriptor, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
         return data
 
     def prepare(self) -> None:

@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import factorial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -196,12 +197,23 @@ def caption_index(seed: int, epoch: int, key: str, count: int) -> int:
     turn, within = divmod(epoch, count)
     digest = hashlib.blake2b(f"{seed}/{turn}/{key}".encode()).digest()
     bits = int.from_bytes(digest, "little")  # 512 bits: enough to shuffle 98 captions evenly
+    if count <= _FEW:  # the same order, looked up
+        return _shuffled(bits % factorial(count), count)[within]
+    return _shuffled.__wrapped__(bits, count)[within]
+
+
+_FEW = 6
+"""Of so few captions all orders, 720 at most, are kept."""
+
+
+@lru_cache(maxsize=1024)
+def _shuffled(bits: int, count: int) -> tuple[int, ...]:
+    """The order of `count` things that these bits choose; only bits mod count! count."""
     order = list(range(count))
-    # Exchanges further down leave order[within] as it is.
-    for i in range(count - 1, max(within, 1) - 1, -1):
+    for i in range(count - 1, 0, -1):
         bits, j = divmod(bits, i + 1)
         order[i], order[j] = order[j], order[i]
-    return order[within]
+    return tuple(order)
 
 
 @lru_cache(maxsize=1024)
