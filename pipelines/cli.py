@@ -57,13 +57,18 @@ def run(
         opened.store.check()
         from pipelines.flows.stages import terminal
         from pipelines.orphans import ended_with_this_process
+        from sdn.data.dead_letters import TooManyDeadLetters
 
-        with ended_with_this_process(), display.progress() as progress:
-            token = terminal.set(progress)
-            try:
-                found = pipeline(cast("RecipeName", recipe), store, set_ or [])
-            finally:
-                terminal.reset(token)
+        try:
+            with ended_with_this_process(), display.progress() as progress:
+                token = terminal.set(progress)
+                try:
+                    found = pipeline(cast("RecipeName", recipe), store, set_ or [])
+                finally:
+                    terminal.reset(token)
+        except TooManyDeadLetters as error:
+            data_commands.show_letters(error.letters)
+            raise
         display.result(found)
         answer(found, as_json=as_json)
 

@@ -103,6 +103,12 @@ class Display:
         say = self.console.print
         if found["nothing_to_do"]:
             say("nothing to do: every stage was done already")
+        data = found["stages"]["prepare"]["result"]
+        if data["dead_letters"]:
+            say(
+                f"{data['dead_letters']} images could not be used: sdn data letters "
+                f"{found['data_place']}"
+            )
         say(f"top 1 on {found['test_is']}: {found['headline']:.1%}")
         role = "champion" if model["champion"] else "challenger"
         say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")

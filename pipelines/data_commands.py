@@ -66,7 +66,7 @@ def prepare(
             try:
                 made = preparing.prepare(config, files, settings, report, append=append)
             except TooManyDeadLetters as error:
-                _letters(error.letters)
+                show_letters(error.letters)
                 raise
             finally:
                 stop_ray()
@@ -75,7 +75,7 @@ def prepare(
             if made is None:
                 say("nothing new: every record is there already")
             _summary(out, manifest)
-            _letters(_read_letters(files, manifest), manifest.dead_letters)
+            show_letters(_read_letters(files, manifest), manifest.dead_letters)
         answer(_about(out, manifest) | {"new_version": made is not None}, as_json=as_json)
 
 
@@ -190,7 +190,7 @@ def letters(uri: Place, as_json: JsonOption = False) -> None:
         manifest = read_manifest(files)
         found = list(_read_letters(files, manifest))
         if not as_json:
-            _letters(found, len(found), shown=len(found))
+            show_letters(found, len(found), shown=len(found))
         answer({"dead_letters": [dataclasses.asdict(x) for x in found]}, as_json=as_json)
 
 
@@ -235,7 +235,7 @@ def retry(
         mended = sum(manifest.counts.values()) - sum(before.counts.values())
         if not as_json:
             say(f"{before.dead_letters} dead letters tried, {mended} mended")
-            _letters(_read_letters(files, manifest), manifest.dead_letters)
+            show_letters(_read_letters(files, manifest), manifest.dead_letters)
         answer(_about(uri, manifest) | {"mended": mended}, as_json=as_json)
 
 
@@ -287,7 +287,7 @@ def _read_letters(files: Files, manifest: Manifest) -> Iterable[KeptLetter]:
     return read_list(files, manifest.dead_letter_file)
 
 
-def _letters(
+def show_letters(
     letters: Iterable[KeptLetter], total: int | None = None, *, shown: int = _SHOWN
 ) -> None:
     """The first dead letters as a table, on standard error beside an error."""

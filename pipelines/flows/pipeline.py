@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines import work
 from pipelines.cluster import stop_ray
 from pipelines.flows.stages import Progress, Tracked, do
-from pipelines.preparing import data_set
+from pipelines.preparing import data_set, data_uri
 from pipelines.release import example_caption, release
 from pipelines.run import Done, Run, RunSpec, parse_overrides
 from pipelines.stage import Stage
@@ -207,6 +207,7 @@ def summary(
         "test_is": "unseen compositions"
         if run.config.data.source == "openmoji"
         else "test captions",
+        "data_place": data_uri(run, stages["prepare"]),
         "store_option": f" --store {run.spec.store}" if run.spec.store else "",
         "headline": stages["evaluate"].result["headline"],
         "captions": stages["evaluate"].result["captions"],

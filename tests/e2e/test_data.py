@@ -158,3 +158,22 @@ def test_too_many_dead_letters_stop_a_run_before_training(here):
     path = client.download_artifacts(failed.info.run_id, "dead-letters.json")
     table = json.loads(Path(path).read_text())
     assert len(table["data"]) == 5
+
+
+FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion"
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason=f"no development data at {FASHION}")
+def test_a_real_collection_with_duplicates(here):
+    """39,800 product photos: the test images that are in training, too, are found and kept out."""
+    out = str(here.store.parent / "fashion")
+    settings = ("resolution=32", "image_format=jpg", "shard_samples=2000", "duplicates=hold-out")
+    changes = [part for setting in settings for part in ("--set", setting)]
+    found = answer(here.sdn("prepare", "parquet", str(FASHION), "--out", out, *changes, "--json"))
+    assert found["duplicates"]["pixels, in test and train"] >= 42
+    assert found["duplicates"]["words, in test and train"] >= 297
+    assert found["samples"]["test"] == 4509
+    kept_out = found["exclusions"]["the same image is in the test split"]
+    assert kept_out >= 42
+    assert found["samples"]["train"] == 35291 - kept_out
+    assert found["dead_letters"] == 0
