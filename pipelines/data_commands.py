@@ -191,6 +191,8 @@ def letters(uri: Place, as_json: JsonOption = False) -> None:
         found = list(_read_letters(files, manifest))
         if not as_json:
             show_letters(found, len(found), shown=len(found))
+            if not found:
+                say(f"{uri}: no dead letters")
         answer({"dead_letters": [dataclasses.asdict(x) for x in found]}, as_json=as_json)
 
 

@@ -78,7 +78,8 @@ def table(
 
     found = Table(*headings)
     for row in rows:
-        found.add_row(*(Text(cell) for cell in row))  # as it is: brackets are no markup here
+        # As it is: brackets are no markup here, and a digest is not cut off.
+        found.add_row(*(Text(cell, overflow="fold") for cell in row))
     Console(stderr=to_stderr).print(found)
 
 
