@@ -168,11 +168,11 @@ def diff(
 def undo(uri: Place, as_json: JsonOption = False) -> None:
     """Take the newest version away, with the shards that it added."""
     with expected_errors():
-        from pipelines.preparing import place
+        from pipelines import preparing
         from pipelines.settings import Settings
-        from sdn.data.claims import undo as take_away
 
-        gone, newest = take_away(place(uri, Settings()))
+        settings = Settings()
+        gone, newest = preparing.undo(preparing.place(uri, settings), settings)
         if not as_json:
             say(f"version {gone.number} is gone; version {newest.number} is the newest again")
         answer(_about(uri, newest) | {"gone": gone.digest}, as_json=as_json)

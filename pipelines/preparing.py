@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster import start_ray
 from pipelines.stage import Stage
-from pipelines.store import open_files
+from pipelines.store import folder_lock, open_files
 from sdn.config import DataConfig, from_dict, to_dict, with_overrides
+from sdn.data import claims
 from sdn.data.dataset import DataSet, open_dataset
 from sdn.data.manifest import MANIFEST, read_manifest
 from sdn.data.retrying import retry_dead_letters
@@ -54,7 +58,8 @@ def prepare(
     source = _source(config, settings)
     writing = _writing(config, fingerprint(config, source), settings, report)
     write = append_dataset if append else write_dataset
-    return write(partitions(config, source), files, writing)
+    with _alone(files, settings):
+        return write(partitions(config, source), files, writing)
 
 
 def retry(
@@ -86,7 +91,14 @@ def retry(
     pieces = None if kept else partitions(config, source)
     # What the dead letters were is part of the claim: a retry is never an older one gone on with.
     state = f"retry {manifest.digest} {'kept' if kept else fingerprint(config, source)}"
-    return retry_dead_letters(files, _writing(config, state, settings, report), pieces)
+    with _alone(files, settings):
+        return retry_dead_letters(files, _writing(config, state, settings, report), pieces)
+
+
+def undo(files: Files, settings: Settings) -> tuple[Manifest, Manifest]:
+    """Take the newest version of a data set away; see `sdn.data.claims.undo`."""
+    with _alone(files, settings):
+        return claims.undo(files)
 
 
 def prepare_stage(config: DataConfig, settings: Settings) -> Stage:
@@ -177,6 +189,26 @@ def on_ray(settings: Settings) -> Runner:
                 ray.cancel(left, force=False)
 
     return run
+
+
+@contextmanager
+def _alone(files: Files, settings: Settings) -> Iterator[None]:
+    """Only one process of this machine writes into a place at a time."""
+    from filelock import Timeout
+
+    place = files.uri if "://" in files.uri else str(Path(files.uri).resolve())
+    name = hashlib.sha256(place.encode()).hexdigest()[:32]
+    lock = folder_lock(settings.cache.expanduser(), f"writing-{name}")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"another process is writing into {files.uri}: wait until it has ended"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _writing(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from filelock import BaseFileLock
+
     from sdn.data.files import Files
 
 DONE = "done.json"
@@ -137,7 +139,7 @@ class LocalStore:
         return LocalFolder(self.root / name)
 
 
-def folder_lock(root: Path, name: str) -> AbstractContextManager[object]:
+def folder_lock(root: Path, name: str) -> BaseFileLock:
     """A lock on this machine for the folder `name` below `root`."""
     from filelock import FileLock
 
