@@ -39,7 +39,7 @@ def place(uri: str, settings: Settings) -> Files:
     Raises:
         StoreError: another scheme.
     """
-    return open_files(uri, settings.cache, settings.s3_endpoint)
+    return open_files(uri, settings.cache, settings.s3_endpoint, settings.cache_gib)
 
 
 def prepare(

@@ -25,6 +25,11 @@ class Settings(BaseSettings):
         default=Path("~/.cache/sdn"),
         description="Local copies of what lies in a remote store.",
     )
+    cache_gib: float = Field(
+        default=8.0,
+        gt=0,
+        description="What blocks of data sets read from S3 may take there, in GiB.",
+    )
     tracking_uri: str | None = Field(
         default=None,
         description="MLflow server or database; by default SQLite inside the store's local folder.",

@@ -57,7 +57,7 @@ class Store(Protocol):
         """The folder where it lies, read and written file by file."""
 
 
-def open_files(uri: str, cache: Path, endpoint: str | None = None) -> Files:
+def open_files(uri: str, cache: Path, endpoint: str | None = None, cache_gib: float = 8.0) -> Files:
     """The files at a local folder or `s3://bucket/prefix`; the latter with a cache on this machine.
 
     Raises:
@@ -66,7 +66,7 @@ def open_files(uri: str, cache: Path, endpoint: str | None = None) -> Files:
     if uri.startswith("s3://"):
         from pipelines.s3_files import S3Files
 
-        return S3Files(uri, endpoint=endpoint, cache=cache.expanduser())
+        return S3Files(uri, endpoint=endpoint, cache=cache.expanduser(), cache_gib=cache_gib)
     if "://" in uri:
         raise StoreError(f"{uri}: expected a folder or s3://bucket/prefix")
     return LocalFolder(Path(uri).expanduser())

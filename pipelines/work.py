@@ -136,6 +136,7 @@ def _order(
         config=to_dict(config),
         store=run.store.uri,
         cache=str(run.settings.cache.expanduser()),
+        cache_gib=run.settings.cache_gib,
         endpoint=run.settings.s3_endpoint,
         data=data_uri(run, data),
         version=data.result["manifest"],

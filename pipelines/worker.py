@@ -34,6 +34,8 @@ class StageOrder:
     config: dict[str, Any]
     store: str
     cache: str
+    cache_gib: float
+    """Limit of the blocks read from S3, in GiB."""
     endpoint: str | None
     data: str
     """Place of the data set."""
@@ -52,7 +54,9 @@ class StageOrder:
         """The inputs: the data set where it lies, the others as local folders of this node."""
         cache = Path(self.cache)
         store = open_store(self.store, cache, self.endpoint)
-        data = open_dataset(open_files(self.data, cache, self.endpoint), self.version)
+        data = open_dataset(
+            open_files(self.data, cache, self.endpoint, self.cache_gib), self.version
+        )
         others = {role: store.fetch(name) for role, name in self.inputs.items()}
         return StageInputs(data=data, **others)
 
