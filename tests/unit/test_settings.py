@@ -31,6 +31,7 @@ def test_every_variable_is_read(monkeypatch):
     values = {
         "store": "s3://bucket/prefix",
         "cache": "~/somewhere",
+        "cache_gib": "2.5",
         "tracking_uri": "http://tracking:5000",
         "ray_address": "ray://head:10001",
         "s3_endpoint": "http://minio:9000",
