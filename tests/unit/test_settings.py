@@ -7,7 +7,10 @@ from pipelines.cluster import cores
 from pipelines.run import RunSpec
 from pipelines.settings import Settings
 
-NAMES = ("STORE", "CACHE", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS", "TRACEBACK")
+NAMES = (
+    *("STORE", "CACHE", "CACHE_GIB", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS"),
+    "TRACEBACK",
+)
 
 
 @pytest.fixture(autouse=True)
