@@ -161,7 +161,7 @@ def on_ray(settings: Settings) -> Runner:
 
     def run(work: Callable[[T], R], orders: Iterable[T], /) -> Iterator[R]:
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         start_ray(settings)
         task = ray.remote(num_cpus=1)(work)
@@ -174,7 +174,12 @@ def on_ray(settings: Settings) -> Runner:
             try:
                 result: R = ray.get(done)
             except RayTaskError as error:
-                raise error.cause from error
+                raise error.cause or error from error
+            except RayError as error:
+                raise RuntimeError(
+                    f"a worker of Ray was lost more often than a task is tried ({error}); often "
+                    "that is memory: set SDN_CPUS lower, and run the same command again to go on"
+                ) from error
             return result
 
         try:
