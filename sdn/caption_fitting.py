@@ -17,6 +17,7 @@ from sdn.captions import (
     new_encoder,
     normalise,
 )
+from sdn.teacher_fitting import one_cycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,9 +80,7 @@ def _fit(
     optimizer = torch.optim.AdamW(parameters, lr=config.rate, weight_decay=1e-4, fused=True)
     batch = min(config.batch, len(captions))
     per_epoch = len(captions) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.rate, total_steps=config.epochs * per_epoch, pct_start=0.1
-    )
+    schedule = one_cycle(optimizer, config.rate, steps=config.epochs * per_epoch, warmup=0.1)
     loss_of = LOSSES[config.loss]
     names = [normalise(found[0]) for found in captions]
     alphabetical = torch.tensor(sorted(range(len(names)), key=names.__getitem__))

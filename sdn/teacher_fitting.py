@@ -148,9 +148,7 @@ def fit_teacher(
         weight_decay=0.01,
         fused=True,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.rate, total_steps=config.epochs * per_epoch, pct_start=0.2
-    )
+    schedule = one_cycle(optimizer, config.rate, steps=config.epochs * per_epoch, warmup=0.2)
     model.train()
     step = 0
     for _ in range(config.epochs):
@@ -220,3 +218,20 @@ def head_accuracy(model: Classifier, pixels: Tensor, targets: Targets) -> dict[s
                 known = value >= 0
                 right[head].append((found.argmax(1) == value)[known].float())
     return {head: float(torch.cat(found).mean()) for head, found in right.items()}
+
+
+def one_cycle(
+    optimizer: torch.optim.Optimizer, rate: float, *, steps: int, warmup: float
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """The rate rises to its peak for a share `warmup` of the steps, then falls to next to nothing.
+
+    Args:
+        optimizer: whose rate is set.
+        rate: peak.
+        steps: in all, at least 1.
+        warmup: share of the steps, 0..1.
+    """
+    # torch divides by the length of the rise less one step, which may be exactly 0.
+    if abs(warmup * steps - 1) < 1e-6:
+        warmup *= 1.5
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=warmup)

@@ -19,6 +19,7 @@ from sdn.teacher_fitting import (
     fit_teacher,
     head_accuracy,
     heads_loss,
+    one_cycle,
     tap_means,
     targets_of,
 )
@@ -278,3 +279,19 @@ def test_tap_means_do_not_depend_on_the_batch():
         taps = teacher(to_image(pixels))
     assert list(means) == list(taps)
     assert means == pytest.approx({n: t.abs().mean().item() for n, t in taps.items()}, rel=1e-4)
+
+
+@pytest.mark.parametrize("warmup", [0.1, 0.2])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 9, 10, 11, 50])
+def test_one_cycle_of_any_length(steps, warmup):
+    """However few the steps, each has a rate between 0 and the peak, and the last is small."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = one_cycle(optimizer, 2e-3, steps=steps, warmup=warmup)
+    rates = []
+    for step in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < steps - 1:
+            schedule.step()
+    assert all(0 < rate <= 2e-3 for rate in rates)
+    assert rates[-1] < 1e-6
