@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.points import read_points
 from pipelines.preparing import data_set
+from sdn.captions import normalise
 from sdn.config import to_dict
 from sdn.evaluation import evaluate
 from sdn.sheets import contact_sheet
 from sdn.stage_run import StageInputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.figure import Figure
@@ -67,7 +69,7 @@ def write_evaluation(
         "model": last,
         "headline": found.scores[last]["pixels/top1_score"],
         "captions": len(found.captions),
-        "example": found.captions[0],
+        "example": _example(found.captions, run.config.captions.max_chars),
     }
     (folder / SCORES).write_text(json.dumps(result, indent=2))
     curves = {name: run.store.fetch(done.folder) for name, done in models.items()}
@@ -75,6 +77,12 @@ def write_evaluation(
         _html(run, result, folder / SHEET, curves, inputs | models, credit, stage), encoding="utf-8"
     )
     return result
+
+
+def _example(captions: Sequence[str], max_chars: int) -> str:
+    """A caption that generation takes: the first short enough, else the beginning of the first."""
+    short = (caption for caption in captions if len(normalise(caption)) <= max_chars)
+    return next(short, captions[0][: max_chars // 2])
 
 
 def table_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:

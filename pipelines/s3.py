@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipelines.s3_files import S3Files
+from pipelines.s3_files import S3Files, make_client, upload
 from pipelines.store import DONE, StoreError, clear, files_below, folder_lock, read_mark, write_mark
 
 if TYPE_CHECKING:
@@ -23,18 +23,13 @@ class S3Store:
     """`s3://bucket/prefix`. Folders are built and read in a local copy below `cache`."""
 
     def __init__(self, uri: str, cache: Path, endpoint: str | None = None) -> None:
-        import boto3
-        from botocore.config import Config
-
         parts = urlsplit(uri)
         self.uri = uri.rstrip("/")
         self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
         digest = hashlib.sha256(f"{endpoint}{self.uri}".encode()).hexdigest()[:12]
         self._endpoint, self._shared_cache = endpoint, cache.expanduser()
         self.cache = self._shared_cache / digest
-        # Standard mode retries throttling and broken connections with back-off.
-        config = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=5)
-        self.client = boto3.client("s3", endpoint_url=endpoint, config=config)
+        self.client = make_client(endpoint, attempts=6)
 
     def key(self, name: str) -> str:
         """Key of a file of the store in its bucket."""
@@ -94,12 +89,8 @@ class S3Store:
         with self.reaching("written"):
             for path in files_below(folder):
                 names.append(str(path.relative_to(folder)))
-                self.client.upload_file(
-                    str(path),
-                    self.bucket,
-                    self.key(f"{name}/{names[-1]}"),
-                    ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-                )
+                with path.open("rb") as file:
+                    upload(self.client, self.bucket, self.key(f"{name}/{names[-1]}"), file)
             body = json.dumps({"result": result, "files": names}).encode()
             self.client.put_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"), Body=body)
         write_mark(folder, result)

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +23,15 @@ BLOCK = 4 << 20
 _OPEN_FILES = 128
 _FETCHERS = 4
 _TOUCH_S = 60.0
-_LOOK_EVERY = 0.05
+_KNOWN_NAMES = 4096
+_LEFT_S = 3600.0
+"""A block that has been in the making for so long was left by a process that died."""
+_LOOK_EVERY = 0.01
 """Share of the limit that one process writes between two looks at the whole."""
+
+
+_Key: TypeAlias = tuple[str, int]
+"""Name of a file, number of a block."""
 
 
 class BlockCache:
@@ -53,9 +60,11 @@ class BlockCache:
         self._folder, self._scope, self._fetch = folder, scope, fetch
         self._limit = int(limit_gib * 2**30)
         self._lock = threading.Lock()
-        self._descriptors: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()
-        self._coming: dict[tuple[str, int], Future[bytes]] = {}
+        self._descriptors: OrderedDict[_Key, tuple[int, float]] = OrderedDict()
+        self._folders: dict[str, Path] = {}
+        self._coming: dict[_Key, Future[bytes]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
         self._written = 0
         self._usable = True
 
@@ -65,108 +74,125 @@ class BlockCache:
             return b""
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
         if first == last:
-            return self._piece(name, first, offset - first * BLOCK, length)
+            return self._piece((name, first), offset - first * BLOCK, length)
         pieces = []
         for number in range(first, last + 1):
             start = max(0, offset - number * BLOCK)
             end = min(BLOCK, offset + length - number * BLOCK)
-            pieces.append(self._piece(name, number, start, end - start))
+            pieces.append(self._piece((name, number), start, end - start))
         return b"".join(pieces)
 
     def prefetch(self, name: str, offset: int, length: int) -> None:
         """Begin to fetch the blocks of a range, without waiting for them."""
+        if not self._usable or length <= 0:
+            return
         for number in range(offset // BLOCK, (offset + length - 1) // BLOCK + 1):
+            key = name, number
             # Asked for each sample: what is open already must cost next to nothing.
-            if (name, number) in self._descriptors or (name, number) in self._coming:
+            if key in self._descriptors or key in self._coming:
                 continue
-            if self._usable and self._open(name, number) is None:
-                self._begin(name, number)
+            with self._lock:
+                if self._opened(key) is not None or self._asked(key):
+                    continue
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="s3")
+                self._pool.submit(self._bring, key, self._promise(key))
 
     def forget(self, name: str) -> None:
-        """Delete the blocks of a file."""
+        """Delete the blocks of a file; those on their way are not kept."""
         with self._lock:
             for key in [key for key in self._descriptors if key[0] == name]:
                 os.close(self._descriptors.pop(key)[0])
+            for key in [key for key in self._coming if key[0] == name]:
+                del self._coming[key]
         folder = self._of(name)
         for path in folder.iterdir() if folder.is_dir() else ():
-            path.unlink(missing_ok=True)
+            if not _in_the_making(path):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close what is open and end the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None and self._process == os.getpid():
+            pool.shutdown(cancel_futures=True)
         with self._lock:
             self._coming.clear()
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1][0])
 
-    def _piece(self, name: str, number: int, start: int, length: int) -> bytes:
+    def _piece(self, key: _Key, start: int, length: int) -> bytes:
         # Under the lock: another thread may close the descriptor to make room.
         with self._lock:
-            found = self._descriptors.get((name, number))
+            found = self._descriptors.get(key)
             if found is not None and time.monotonic() - found[1] < _TOUCH_S:
-                self._descriptors.move_to_end((name, number))
+                self._descriptors.move_to_end(key)
                 return os.pread(found[0], length, start)
-        descriptor = self._open(name, number)
-        if descriptor is not None:
-            with self._lock:
-                found = self._descriptors.get((name, number))
-                if found is not None:
-                    return os.pread(found[0], length, start)
-        return self._begin(name, number).result()[start : start + length]
+            descriptor = self._opened(key)
+            if descriptor is not None:
+                return os.pread(descriptor, length, start)
+            if self._usable:
+                coming = self._promise(key)
+        if not self._usable:  # nothing would keep a whole block
+            return self._fetch(key[0], key[1] * BLOCK + start, length)
+        # In this thread: readers do not queue for the few threads that fetch ahead.
+        self._bring(key, coming)
+        return coming.result()[start : start + length]
 
-    def _open(self, name: str, number: int) -> int | None:
-        """A descriptor of a block that is there; marks it as used now."""
-        path = self._of(name) / str(number)
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.utime(path)
-        except OSError:
-            return None
-        with self._lock:
-            before = self._descriptors.pop((name, number), None)
-            if before is not None:
-                os.close(before[0])
-            elif len(self._descriptors) >= _OPEN_FILES:
+    def _opened(self, key: _Key) -> int | None:
+        """A new descriptor of a block that is there. Under the lock."""
+        # The one until now may be of a deleted block, whose room is free once all have closed it.
+        before = self._descriptors.pop(key, None)
+        if before is not None:
+            os.close(before[0])
+        descriptor = _open_block(f"{self._of(key[0])}/{key[1]}")
+        if descriptor is not None:
+            if len(self._descriptors) >= _OPEN_FILES:
                 os.close(self._descriptors.popitem(last=False)[1][0])
-            self._descriptors[name, number] = descriptor, time.monotonic()
+            self._descriptors[key] = descriptor, time.monotonic()
         return descriptor
 
-    def _begin(self, name: str, number: int) -> Future[bytes]:
-        """The block on its way; asked for once, however many wait for it."""
-        with self._lock:
-            if (name, number) not in self._coming:
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="s3")
-                self._coming[name, number] = self._pool.submit(self._bring, name, number)
-            return self._coming[name, number]
+    def _asked(self, key: _Key) -> bool:
+        """Whether a block is on its way. Under the lock."""
+        if self._process != os.getpid():  # a fork has none of the threads that fetch
+            self._coming, self._pool, self._process = {}, None, os.getpid()
+        return key in self._coming
 
-    def _bring(self, name: str, number: int) -> bytes:
+    def _promise(self, key: _Key) -> Future[bytes]:
+        """The block on its way; one for all who wait for it. Under the lock."""
+        if not self._asked(key):
+            self._coming[key] = Future()
+        return self._coming[key]
+
+    def _bring(self, key: _Key, coming: Future[bytes]) -> None:
+        """Fetch and keep a block, unless another thread has begun to."""
+        with self._lock:
+            if coming.running() or coming.done():
+                return
+            coming.set_running_or_notify_cancel()
         try:
-            data = self._fetch(name, number * BLOCK, BLOCK)
-            if self._usable:
-                self._keep(name, number, data)
-            return data
+            data = self._fetch(key[0], key[1] * BLOCK, BLOCK)
+            if data and self._usable and self._coming.get(key) is coming:
+                self._keep(key, data)
+            coming.set_result(data)
+        except BaseException as error:  # noqa: BLE001 (raised where the block is waited for)
+            coming.set_exception(error)
         finally:
             with self._lock:
-                self._coming.pop((name, number), None)
+                if self._coming.get(key) is coming:
+                    del self._coming[key]
 
-    def _keep(self, name: str, number: int, data: bytes) -> None:
-        folder = self._of(name)
-        temporary = folder / f".{number}-{os.getpid()}-{threading.get_ident()}"
+    def _keep(self, key: _Key, data: bytes) -> None:
+        folder = self._of(key[0])
+        temporary = folder / f".{key[1]}-{os.getpid()}-{threading.get_ident()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
-            temporary.replace(folder / str(number))
+            temporary.replace(folder / str(key[1]))
+        except FileNotFoundError:  # somebody cleared the cache meanwhile
+            return
         except OSError as error:
-            self._usable = False
-            logger.warning(
-                "the cache %s cannot be written (%s): reading goes on without it; make room or set "
-                "SDN_CACHE to another place",
-                self._folder,
-                error.strerror or error,
-            )
+            self._give_up(error)
             with suppress(OSError):
                 temporary.unlink()
             return
@@ -175,28 +201,63 @@ class BlockCache:
             self._written = 0
             self._make_room()
 
+    def _give_up(self, error: OSError) -> None:
+        """Say once that there is no cache from now on."""
+        with self._lock:
+            first, self._usable = self._usable, False
+        if first:
+            logger.warning(
+                "the cache %s cannot be written (%s): reading goes on without it; make room or set "
+                "SDN_CACHE to another place",
+                self._folder,
+                error.strerror or error,
+            )
+
     def _make_room(self) -> None:
         """Delete the blocks used longest ago while all take more than the limit; one at a time."""
-        from filelock import FileLock, Timeout
+        from filelock import FileLock
 
-        try:
-            with FileLock(self._folder / "eviction.lock", timeout=0):
-                blocks = []
-                for path in self._folder.glob("*/*"):
-                    try:
-                        about = path.stat()
-                    except FileNotFoundError:
-                        continue
-                    blocks.append((about.st_mtime, about.st_size, path))
-                total = sum(size for _, size, _ in blocks)
-                for _, size, path in sorted(blocks) if total > self._limit else ():
-                    path.unlink(missing_ok=True)
-                    total -= size
-                    if total <= 0.9 * self._limit:
-                        break
-        except Timeout:
-            return  # another process is at it
+        # Another process is at it, or the folder is somebody else's: reading goes on all the same.
+        with suppress(OSError), FileLock(self._folder / "eviction.lock", timeout=0):
+            blocks = []
+            for path in self._folder.glob("*/*"):
+                with suppress(FileNotFoundError):
+                    about = path.stat()
+                    if not _in_the_making(path) or time.time() - about.st_mtime > _LEFT_S:
+                        blocks.append((about.st_mtime, about.st_size, path))
+            total = sum(size for _, size, _ in blocks)
+            for _, size, path in sorted(blocks) if total > self._limit else ():
+                path.unlink(missing_ok=True)
+                total -= size
+                if total <= 0.9 * self._limit:
+                    break
 
     def _of(self, name: str) -> Path:
-        digest = hashlib.sha256(f"{self._scope} {name}".encode()).hexdigest()[:32]
-        return self._folder / digest
+        folder = self._folders.get(name)
+        if folder is None:
+            digest = hashlib.sha256(f"{self._scope} {name}".encode()).hexdigest()[:32]
+            if len(self._folders) >= _KNOWN_NAMES:
+                self._folders.clear()
+            folder = self._folders[name] = self._folder / digest
+        return folder
+
+
+def _in_the_making(path: Path) -> bool:
+    """Whether some process is writing this block; deleted, that process would miss it."""
+    return path.name.startswith(".")
+
+
+def _open_block(path: str) -> int | None:
+    """A descriptor of the block, its time of use set at most once a minute; None without one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    about = os.fstat(descriptor)
+    if not about.st_size:  # left by a power cut: its name was on disk before its bytes
+        os.close(descriptor)
+        return None
+    if time.time() - about.st_mtime > _TOUCH_S:
+        with suppress(OSError):  # somebody else's block
+            os.utime(path)
+    return descriptor

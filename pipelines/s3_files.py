@@ -1,19 +1,22 @@
 """Files at `s3://bucket/prefix`, by boto3: every answer is checked, and asked for again if need be.
 
-Back-off happens in one place, here: botocore's own retries know nothing of a body that breaks off.
+Back-off of what is read happens here: botocore's own retries know nothing of a body that breaks
+off. What is sent botocore asks for again itself, each part of a large file by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import tempfile
 import threading
 import uuid
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 from urllib.parse import urlsplit
 
 from sdn.data.files import FileInfo
@@ -27,12 +30,14 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _MIB = 1 << 20
-_READ_AHEAD = 4 * _MIB
+_READ_AHEAD = 8 * _MIB
 _MULTIPART = 16 * _MIB
 _ATTEMPTS, _PROBES = 10, 3
+_PATIENCE_S, _PROBE_S = 60, 10
 _PASSING = {"500", "502", "503", "504", "429", "InternalError", "SlowDown", "ServiceUnavailable"}
 _PASSING |= {"RequestTimeout", "RequestTimeoutException", "Throttling", "TooManyRequests"}
 """Error codes of answers that another attempt may get past."""
+_PASSING_STATUSES = {429, 500, 502, 503, 504}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -40,19 +45,46 @@ class TruncatedError(OSError):
     """A body that ended before its announced length."""
 
 
-def make_client(endpoint: str | None) -> Any:
-    """A boto3 client that does not retry by itself."""
+class _NoBucketError(OSError):
+    """There is no bucket of this name."""
+
+    response: ClassVar = {"Error": {"Code": "NoSuchBucket"}}
+
+
+def make_client(
+    endpoint: str | None, *, attempts: int = 1, connect_s: float = 5, read_s: float = 30
+) -> Any:
+    """A boto3 client; `attempts` above 1 let it ask again by itself, with back-off."""
     import boto3
     from botocore.config import Config
 
     config = Config(
-        retries={"total_max_attempts": 1},
-        connect_timeout=5,
-        read_timeout=30,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=connect_s,
+        read_timeout=read_s,
         max_pool_connections=32,
     )
     # A session of its own: the default one is not for several threads.
     return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
+
+
+_READING: dict[str, Any] = {}
+_SENDING = {"attempts": 8}
+_PROBING = {"connect_s": 4, "read_s": 10}
+"""Options of the clients for each use."""
+
+
+def upload(client: Any, bucket: str, key: str, file: BinaryIO) -> None:
+    """Send a file with checksums that the server verifies, in parts if it is large."""
+    from boto3.s3.transfer import TransferConfig
+
+    client.upload_fileobj(
+        _Unclosed(file),  # boto3 closes what it is given
+        bucket,
+        key,
+        ExtraArgs={"ChecksumAlgorithm": "SHA256"},
+        Config=TransferConfig(multipart_threshold=_MULTIPART, multipart_chunksize=_MULTIPART),
+    )
 
 
 class S3Files:
@@ -79,7 +111,8 @@ class S3Files:
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
         self._endpoint, self._cache, self._cache_gib = endpoint, cache, cache_gib
         self._lock = threading.Lock()
-        self._client: Any = None
+        self._clients: dict[str, Any] = {}
+        self._process = os.getpid()
         self._blocks: BlockCache | None = None
         if cache is not None:
             from pipelines.s3_cache import BlockCache
@@ -93,11 +126,16 @@ class S3Files:
 
     @property
     def client(self) -> Any:
-        """The client of this process, made at its first use."""
+        """The client of this process for reading, made at its first use."""
+        return self._client_for(_READING)
+
+    def _client_for(self, use: dict[str, Any]) -> Any:
         with self._lock:
-            if self._client is None:
-                self._client = make_client(self._endpoint)
-            return self._client
+            if self._process != os.getpid():  # a fork must not share connections
+                self._clients, self._process = {}, os.getpid()
+            if str(use) not in self._clients:
+                self._clients[str(use)] = make_client(self._endpoint, **use)
+            return self._clients[str(use)]
 
     def key(self, name: str) -> str:
         """Key of a file in its bucket."""
@@ -117,7 +155,8 @@ class S3Files:
             )
             for found in page.get("Contents", ()):
                 name = found["Key"][len(root) :]
-                if not any(part.startswith(".") for part in name.split("/")):
+                marks_folder = not name or name.endswith("/")
+                if not marks_folder and not any(p.startswith(".") for p in name.split("/")):
                     yield FileInfo(name, found["Size"], found["ETag"].strip('"'))
             if not page.get("IsTruncated"):
                 return
@@ -148,7 +187,7 @@ class S3Files:
         return self._try("read", lambda: self._get(name)[0], name)
 
     def open(self, name: str) -> BinaryIO:
-        """As in `Files`; asks for 4 MiB at a time."""
+        """As in `Files`; asks for 8 MiB at a time."""
         return cast("BinaryIO", io.BufferedReader(_Ranged(self, name), _READ_AHEAD))
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
@@ -169,11 +208,12 @@ class S3Files:
 
     def prepare(self) -> None:
         """As in `Files`."""
+        client = self._client_for(_PROBING)
         probe = {"Bucket": self._bucket, "Key": self.key(f".probe-{uuid.uuid4().hex}")}
         try:
-            self._require_bucket()
-            self._try("written", lambda: self.client.put_object(**probe, Body=b""), tries=_PROBES)
-            self._try("written", lambda: self.client.delete_object(**probe), tries=_PROBES)
+            self._probe(partial(_require_bucket, client, self._bucket))
+            self._probe(partial(client.put_object, **probe, Body=b""))
+            self._probe(partial(client.delete_object, **probe))
         except OSError as error:
             raise ValueError(str(error)) from error
 
@@ -198,20 +238,12 @@ class S3Files:
         """As in `Files`."""
         if self._blocks is not None:
             self._blocks.close()
+        with self._lock:
+            while self._clients:
+                self._clients.popitem()[1].close()
 
-    def _require_bucket(self) -> None:
-        """Some servers would make a missing bucket at the first write, others refuse it."""
-        from botocore.exceptions import ClientError
-
-        try:
-            self.client.head_bucket(Bucket=self._bucket)
-        except ClientError as error:
-            if _code(error) in _ABSENT:
-                raise OSError(
-                    f"{self.uri} cannot be written: {_ADVICE['NoSuchBucket']} ({self._bucket})"
-                ) from error
-        except Exception:  # noqa: BLE001, S110 (the write that follows says it, and tries again)
-            pass
+    def _probe(self, ask: Callable[[], Any]) -> None:
+        self._try("written", ask, tries=_PROBES, seconds=_PROBE_S)
 
     def _head(self, name: str) -> Any:
         place = {"Bucket": self._bucket, "Key": self.key(name)}
@@ -221,11 +253,17 @@ class S3Files:
         if length <= 0:
             return b""
         wanted = f"bytes={offset}-{offset + length - 1}"
-        data, total = self._try("read", lambda: self._get(name, Range=wanted), name)
-        expected = max(0, min(length, total - offset))
-        if len(data) != expected:  # a server that ignores ranges
-            raise OSError(f"{self.uri}/{name}: asked for {expected} bytes, got {len(data)}")
-        return data
+
+        def ask() -> bytes:
+            data, total = self._get(name, Range=wanted)
+            expected = max(0, min(length, total - offset))
+            if len(data) < expected:
+                raise TruncatedError(f"{len(data)} of {expected} bytes came")
+            if len(data) > expected:  # a server that ignores ranges
+                raise OSError(f"asked for {expected} bytes, got {len(data)}")
+            return data
+
+        return self._try("read", ask, name)
 
     def _get(self, name: str, **options: str) -> tuple[bytes, int]:
         """A whole body, and the size of the object."""
@@ -244,27 +282,21 @@ class S3Files:
         return data, int(whole[1]) if whole else len(data)
 
     def _upload(self, name: str, file: BinaryIO) -> None:
-        """Send a file with a checksum that the server verifies, in parts if it is large."""
-        from boto3.s3.transfer import TransferConfig
-
-        transfer = TransferConfig(multipart_threshold=_MULTIPART, multipart_chunksize=_MULTIPART)
-
-        def send() -> None:
-            file.seek(0)
-            # boto3 closes what it is given.
-            kept = _Unclosed(file)
-            self.client.upload_fileobj(
-                kept,
-                self._bucket,
-                self.key(name),
-                ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-                Config=transfer,
-            )
-
-        self._try("written", send, name)
+        file.seek(0)
+        send = partial(upload, self._client_for(_SENDING), self._bucket, self.key(name), file)
+        # One try: the client asks again for what failed, not for all parts of the file.
+        self._try("written", send, name, tries=1)
         self.forget(name)
 
-    def _try(self, done: str, ask: Callable[[], T], name: str = "", *, tries: int = _ATTEMPTS) -> T:
+    def _try(
+        self,
+        done: str,
+        ask: Callable[[], T],
+        name: str = "",
+        *,
+        tries: int = _ATTEMPTS,
+        seconds: float = _PATIENCE_S,
+    ) -> T:
         """Ask, again if what went wrong may pass.
 
         Raises:
@@ -286,7 +318,7 @@ class S3Files:
             retry=retry_if_exception(_passing),
             # A single fault costs some hundredths of a second, an outage is waited for longer.
             wait=wait_random_exponential(multiplier=0.03, max=5),
-            stop=stop_after_attempt(tries) | stop_after_delay(60),
+            stop=stop_after_attempt(tries) | stop_after_delay(seconds),
             reraise=True,
         )
         try:
@@ -296,6 +328,24 @@ class S3Files:
             if _code(error) in _ABSENT:
                 raise FileNotFoundError(f"there is no {place}") from error
             raise OSError(f"{place} cannot be {done}: {_said(error, self._endpoint)}") from error
+
+
+def _require_bucket(client: Any, bucket: str) -> None:
+    """Some servers would make a missing bucket at the first write, others refuse it.
+
+    Raises:
+        OSError: there is none. What else a server says to the question, the write that follows
+            says better.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if _code(error) in _ABSENT:
+            raise _NoBucketError(bucket) from error
+        if _passing(error):
+            raise
 
 
 class _Unclosed(io.RawIOBase):
@@ -375,6 +425,7 @@ def _passing(error: BaseException) -> bool:
     from botocore.exceptions import (
         ClientError,
         ConnectionError,  # noqa: A004 (botocore's name)
+        FlexibleChecksumError,
         HTTPClientError,
         IncompleteReadError,
     )
@@ -382,9 +433,10 @@ def _passing(error: BaseException) -> bool:
 
     if isinstance(error, (ClientError, Boto3Error)):
         status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return _code(error) in _PASSING or (status is not None and status >= 500)
-    kinds = (ConnectionError, HTTPClientError, IncompleteReadError, HTTPError, TruncatedError)
-    return isinstance(error, (*kinds, TimeoutError)) or type(error) is ConnectionResetError
+        return _code(error) in _PASSING or status in _PASSING_STATUSES
+    broken = (ConnectionError, ConnectionResetError, HTTPClientError, HTTPError, TimeoutError)
+    damaged = (FlexibleChecksumError, IncompleteReadError, TruncatedError)
+    return isinstance(error, (*broken, *damaged))
 
 
 _ADVICE = {

@@ -108,7 +108,7 @@ def validation_score(config: RunConfig, inputs: StageInputs, weights: dict[str, 
     model = synthesizer_of(config, open_encoder(inputs.captions / ENCODER), weights)
     pixels = torch.cat([split.pixels for split in splits.values()])
     found = retrieval(
-        pixel_features(model([captions[0] for captions in held.captions[:count]])),
+        pixel_features(model.of_data([found[0] for found in held.captions[:count]])),
         pixel_features(pixels),
         torch.arange(count) + len(splits["train"].keys),
         identity_groups(pixels),
@@ -146,9 +146,9 @@ def evaluate(
     captions = tuple(found[0] for found in test.captions[:count])
     images = {"real": test.pixels[:count]}
     for name, folder in models.items():
-        images[name] = open_synthesizer(folder)(captions)
+        images[name] = open_synthesizer(folder).of_data(captions)
     encoder = open_encoder(inputs.captions / ENCODER)
-    images["untrained weights"] = synthesizer_of(config, encoder, None)(captions)
+    images["untrained weights"] = synthesizer_of(config, encoder, None).of_data(captions)
     real = gallery.spaces["teacher"][truth]
     scores = {}
     for name, pixels in images.items():

@@ -79,6 +79,7 @@ def folder() -> RunConfig:
     return dataclasses.replace(
         base,
         name="folder",
+        captions=_replace(base.captions, max_chars=201),
         data=DataConfig(source="folder", resolution=64, fit="crop", image_format="jpg"),
     )
 

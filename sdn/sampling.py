@@ -42,11 +42,14 @@ class Synthesizer:
         Raises:
             TypeError, ValueError: a caption that no picture can be made of.
         """
-        checked = [check_caption(caption, self.max_chars) for caption in captions]
+        return self.of_data([check_caption(caption, self.max_chars) for caption in captions], batch)
+
+    def of_data(self, captions: Sequence[str], batch: int = 64) -> Tensor:
+        """As calling, for captions of a data set: one that is too long is cut, as in training."""
         return torch.cat(
             [
-                self.draw(self.encoder.encode(checked[i : i + batch]))
-                for i in range(0, len(checked), batch)
+                self.draw(self.encoder.encode(list(captions[i : i + batch])))
+                for i in range(0, len(captions), batch)
             ]
         )
 

@@ -1,4 +1,6 @@
-"""A proxy between a client and an S3 server that fails on purpose: 503, resets, cut bodies."""
+"""A proxy between a client and an S3 server that fails on purpose: 503, resets, cut or changed
+bodies.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,15 @@ _HOP = {"connection", "keep-alive", "transfer-encoding"}
 
 
 class FaultyProxy:
-    """Listens on 127.0.0.1; `shares` gives each fault its share of the GET requests."""
+    """Listens on 127.0.0.1; `shares` gives each fault its share of the requests by `method`.
 
-    def __init__(self, host: str, port: int, shares: dict[str, float], seed: int = 0) -> None:
-        self.shares = shares
+    Faults: `503`, `reset` and `cut` in the middle of a body, `flip` changes a byte of it.
+    """
+
+    def __init__(
+        self, host: str, port: int, shares: dict[str, float], seed: int = 0, method: str = "GET"
+    ) -> None:
+        self.shares, self.method = shares, method
         self.counts: Counter[str] = Counter()
         self._draw = random.Random(seed)
         self._lock = threading.Lock()
@@ -50,7 +57,7 @@ class FaultyProxy:
         self.server.server_close()
 
     def _fault(self, method: str) -> str:
-        if method != "GET":
+        if method != self.method:
             return "none"
         with self._lock:
             draw = self._draw.random()
@@ -97,6 +104,8 @@ class FaultyProxy:
                 handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             handler.connection.close()
             return
+        if fault == "flip" and data:
+            data = data[:-1] + bytes([data[-1] ^ 1])
         handler.wfile.write(data)
 
 

@@ -222,7 +222,7 @@ def test_validation_score_ranks(tmp_path, monkeypatch):
     asked = []
 
     class Knowing:
-        def __call__(self, captions):
+        def of_data(self, captions):
             asked.append(list(captions))
             return held.pixels[: len(captions)]
 

@@ -119,3 +119,13 @@ def test_wrong_folder(tmp_path):
     """A folder that does not exist holds no model."""
     with pytest.raises(FileNotFoundError, match="elsewhere holds no model"):
         open_synthesizer(tmp_path / "elsewhere")
+
+
+def test_long_captions_of_data_are_cut_as_in_training():
+    """What generation refuses as too long is drawn from its beginning where the data have it."""
+    synthesizer = model()
+    caption = "a red bird " * 20
+    with pytest.raises(ValueError, match="reads at most 40"):
+        synthesizer([caption])
+    assert torch.equal(synthesizer.of_data([caption]), synthesizer.of_data([caption + "cut off"]))
+    assert torch.equal(synthesizer.of_data(["a cat"]), synthesizer(["a cat"]))
