@@ -81,7 +81,9 @@ PASSING = [
 ]
 
 
-@pytest.mark.parametrize("fault", PASSING, ids=repr)
+@pytest.mark.parametrize(
+    "fault", PASSING, ids=lambda fault: getattr(fault, "__name__", repr(fault))
+)
 def test_what_may_pass_is_asked_again(files, fault):
     """One request more for each fault, and the right bytes."""
     asked = failing(files, fault, fault)
