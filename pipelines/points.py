@@ -1,63 +1,65 @@
-"""Points of a training, spooled beside its result: one JSON line a step, ordered by step.
+"""Points of a training, spooled in its place by the rank that made them, one a reported step.
 
-MLflow mirrors this file (`pipelines.tracking`), so its absence loses nothing and its return
-repeats nothing.
+MLflow mirrors them (`pipelines.tracking`), so its absence loses nothing and its return repeats
+nothing. A finished stage has them as plain JSON lines beside its result.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+from sdn.journal import journal_files, read_lines
+from sdn.recording import POINTS as FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
+
+    from sdn.data.files import Files
 
 POINTS = "points.jsonl"
 
 
-class PointLog:
-    """Appends points; a step that was rolled back and done again replaces its earlier points."""
+def spooled_points(place: Files, after: int = -1) -> list[dict[str, Any]]:
+    """The points of a training beyond step `after`, ascending, each step once.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / POINTS
-        self._file: IO[str] | None = None
+    A step that was rolled back and done again counts with its later values.
 
-    def __enter__(self) -> Self:
-        cut_off = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
-        self._file = self._path.open("a", encoding="utf-8")
-        if cut_off:  # the last line of a killed process must not swallow the next one
-            self._file.write("\n")
-        return self
+    Args:
+        place: of the training.
+        after: what is known already; files that hold nothing newer are not read again.
+    """
+    latest: dict[int, dict[str, Any]] = {}
+    for name, end in _files(place):
+        if end is not None and end <= after + 1:
+            continue
+        for point in read_lines(place, name):
+            if point["step"] > after:
+                latest[point["step"]] = point
+    return [latest[step] for step in sorted(latest)]
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._file is not None
-        self._file.close()
 
-    def write(self, report: dict[str, Any]) -> None:
-        """Append a `StepReport` as a dict."""
-        assert self._file is not None
-        self._file.write(json.dumps({"time_ms": int(time.time() * 1000), **report}) + "\n")
-        self._file.flush()
+def write_points(place: Files, folder: Path) -> None:
+    """Put all points of a training into a folder, as JSON lines."""
+    lines = (json.dumps(point) + "\n" for point in spooled_points(place))
+    with (folder / POINTS).open("w", encoding="utf-8") as file:
+        file.writelines(lines)
 
 
 def read_points(folder: Path) -> Iterator[dict[str, Any]]:
-    """The points of a stage by ascending step, each step once: the last time it was done."""
+    """The points of a finished stage by ascending step; none where it has none."""
     path = folder / POINTS
-    if not path.is_file():
-        return
-    latest: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            point = json.loads(line)
-        except ValueError:
-            continue  # the last line of a killed process
-        latest[point["step"]] = point
-    yield from (latest[step] for step in sorted(latest))
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+
+def _files(place: Files) -> Iterator[tuple[str, int | None]]:
+    """Each file of points, with the first step of the next one of the same attempt."""
+    names = journal_files(place, FOLDER)
+    for name, following in zip(names, [*names[1:], ""], strict=True):
+        attempt, _, _ = name.rpartition("-")
+        same = following.startswith(f"{attempt}-")
+        end = int(following.rpartition("-")[2].partition(".")[0]) if same else None
+        yield name, end

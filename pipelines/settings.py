@@ -45,7 +45,17 @@ class Settings(BaseSettings):
         ge=1,
         description="Cores to use on this machine; by default those this process may run on.",
     )
-
+    stall_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds without a step after which a rank is taken for hung: its stack is "
+        "shown, and the attempt repeated.",
+    )
+    grace_s: float = Field(
+        default=25.0,
+        ge=0,
+        description="Seconds that a training which is told to stop may take for its checkpoint.",
+    )
     traceback: bool = Field(
         default=False, description="Show where an error came from, not its text alone."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from contextlib import contextmanager
@@ -11,20 +12,46 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
-from pipelines.points import read_points
+from pipelines.points import spooled_points
+from sdn.recording import SHEETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pipelines.settings import Settings
+    from sdn.data.files import Files
 
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _KEY_TAG = "sdn.key"
-_BATCH = 900
-"""Metrics a request; MLflow takes 1000."""
+_SHEET_TAG = "sdn.sheet_step"
+_POINTS = 20
+"""Points a request: MLflow takes 1000 metrics in one, and a point has up to 33."""
+_VALUES = (
+    "rate",
+    "gradient_norm",
+    "images_per_s",
+    "waiting_share",
+    "memory_gib",
+    "gpu_share",
+    "images_seen",
+)
+"""Of a point, beside its losses."""
+_LAST = "points/done"
+"""A metric of every point; the step of its newest is what MLflow has."""
+
+
+def _metrics(point: dict[str, Any]) -> list[Metric]:
+    """All values of a point."""
+    values = {
+        **point["losses"],
+        **{name: value for name in _VALUES if (value := point.get(name)) is not None},
+        _LAST: 1.0,
+    }
+    return [Metric(k, float(v), point["time_ms"], point["step"]) for k, v in values.items()]
 
 
 class RegistryError(RuntimeError):
@@ -122,28 +149,31 @@ class Tracker:
             tags=[RunTag(k, v) for k, v in (tags or {}).items()],
         )
 
-    def points(self, run: str, folder: Path) -> None:
-        """Mirror a stage's spooled points, from the last step that MLflow already has."""
-        last = int(self.client.get_run(run).data.tags.get("sdn.points_step", "-1"))
-        metrics: list[Metric] = []
-        for point in read_points(folder):
-            if point["step"] <= last:
+    def points(self, run: str, place: Files) -> None:
+        """Mirror a training's spooled points, from the last step that MLflow already has.
+
+        MLflow's own history says which that is: all values of a step go there in one request, so
+        nothing is doubled and nothing left out, wherever an earlier mirroring broke off.
+        """
+        history = self.client.get_metric_history(run, _LAST)
+        last = max((metric.step for metric in history), default=-1)
+        found = spooled_points(place, last)
+        for start in range(0, len(found), _POINTS):
+            metrics = [m for point in found[start : start + _POINTS] for m in _metrics(point)]
+            self.client.log_batch(run, metrics=metrics)
+
+    def sheets(self, run: str, place: Files) -> None:
+        """Mirror a training's contact sheets; MLflow shows them with a slider over the steps."""
+        tag = self.tag(run, _SHEET_TAG)
+        last = -1 if tag is None else int(tag)
+        names = sorted(info.name for info in place.walk(SHEETS))
+        for name in names:
+            step = int(name.rpartition("-")[2].partition(".")[0])
+            if step <= last:
                 continue
-            values = {
-                **point["losses"],
-                "rate": point["rate"],
-                "gradient_norm": point["gradient_norm"],
-                "images_per_s": point["images_per_s"],
-                "waiting_share": point["waiting_share"],
-                "images_seen": point["images_seen"],
-            }
-            metrics += [
-                Metric(k, float(v), point["time_ms"], point["step"]) for k, v in values.items()
-            ]
-            last = point["step"]
-        for start in range(0, len(metrics), _BATCH):
-            self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
-        self.client.set_tag(run, "sdn.points_step", str(last))
+            with Image.open(io.BytesIO(place.read(name))) as picture:
+                self.client.log_image(run, picture.convert("RGB"), key="sheet", step=step)
+            self.client.set_tag(run, _SHEET_TAG, str(step))
 
     def file(self, run: str, path: Path, place: str | None = None) -> None:
         """A file as an artifact of a run."""

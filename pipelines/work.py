@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pipelines.cluster import cores, start_ray
-from pipelines.launch import choose_weights, search_weights, train_stage
-from pipelines.points import PointLog
+from pipelines.launch import choose_weights, search_weights
+from pipelines.points import write_points
 from pipelines.preparing import data_set, data_uri, prepare_into_store, prepare_stage
 from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage
+from pipelines.supervising import finished, train_stage
 from pipelines.worker import StageOrder
 from sdn.config import LossWeights, to_dict
+from sdn.ledger import audit
 
 if TYPE_CHECKING:
-    from pipelines.settings import Settings
+    from sdn.checkpoint import Checkpoint
     from sdn.config import RunConfig, StageConfig
+
+logger = logging.getLogger(__name__)
+_AUDITED = 5_000_000
+"""Images of a stage up to which its ledger is followed at its end."""
 
 
 def prepare(run: Run) -> Job:
@@ -72,13 +81,17 @@ def teacher(run: Run, data: Done) -> Job:
     def work(folder: Path) -> dict[str, Any]:
         from sdn.fitting import write_teacher
 
-        return write_teacher(
+        order = _order(run, stage, run.config, {"data": data}, batch=config.batch)
+        torch.set_num_threads(cores(run.settings))
+        said = Said(run, "teacher")
+        result = write_teacher(
             folder,
             data_set(run, data),
             config,
-            threads=cores(run.settings),
+            fit=lambda _: _trained(run, order, folder, said).weights(),
             report=lambda share, text: run.progress("teacher", share, text),
         )
+        return result | said.result()
 
     return Job(stage=stage, work=work)
 
@@ -94,24 +107,73 @@ def captions(run: Run, data: Done, taught: Done) -> Job:
     def work(folder: Path) -> dict[str, Any]:
         from sdn.fitting import write_captions
 
-        return write_captions(
+        config = run.config.captions
+        inputs = {"data": data, "teacher": taught}
+        order = _order(run, stage, run.config, inputs, batch=config.batch)
+        torch.set_num_threads(cores(run.settings))
+        said = Said(run, "captions")
+        result = write_captions(
             folder,
             data_set(run, data),
             run.store.fetch(taught.folder),
-            run.config.captions,
-            threads=cores(run.settings),
+            config,
+            fit=lambda _: _trained(run, order, folder, said).weights(),
             report=lambda share, text: run.progress("captions", share, text),
         )
+        return result | said.result()
 
     return Job(stage=stage, work=work)
 
 
-def possible_workers(config: RunConfig, stage: StageConfig, settings: Settings) -> int:
-    """The recipe's workers, at most one a core of this machine; a cluster gets what it asks for."""
-    if settings.ray_address is not None:
-        return config.workers
-    fitting = range(min(config.workers, cores(settings)), 0, -1)
-    return next(n for n in fitting if config.lanes % n == 0 and stage.global_batch % n == 0)
+class Said:
+    """What the ranks of a stage say while it is trained, and what of it becomes its result."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run, self._name = run, name
+        self.workers: list[dict[str, Any]] = []
+        self.failures: list[str] = []
+
+    def __call__(self, kind: str, values: dict[str, Any]) -> None:
+        """See `pipelines.supervising.train_stage`."""
+        if kind == "step":
+            left = (values["steps"] - values["step"]) / max(1, values["step"])
+            self._run.progress(
+                self._name,
+                values["step"] / values["steps"],
+                f"loss {values['losses']['loss/total']:.3f}, {values['images_per_s']:.0f} images/s"
+                f"{_remaining(values, left)}",
+            )
+        elif kind == "worker":
+            self.workers.append(values)
+        elif kind == "failed":
+            self.failures.append(values["text"])
+            self._run.progress(self._name, 0.0, f"goes on after: {values['text']}")
+        else:
+            logger.warning("%s: %s", self._name, values.get("text", kind))
+
+    def result(self) -> dict[str, Any]:
+        """For the stage's mark."""
+        return {"workers": self.workers, "failures": self.failures}
+
+
+def _remaining(values: dict[str, Any], left: float) -> str:
+    """The time that is left at the rate of the last window."""
+    if values["images_per_s"] <= 0 or values["step"] >= values["steps"]:
+        return ""
+    seconds = values["images_seen"] * left / values["images_per_s"]
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f", {f'{hours}:' if hours else ''}{minutes:02d}:{seconds:02d} left"
+
+
+def _trained(run: Run, order: StageOrder, folder: Path, said: Said) -> Checkpoint:
+    """The last checkpoint of a stage's training, which is done if it has not been."""
+    last = finished(order)
+    if last is None:
+        start_ray(run.settings)
+        last = train_stage(order, listen=said)
+    write_points(order.place(), folder)
+    return last
 
 
 def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str, str]) -> Stage:
@@ -128,11 +190,14 @@ def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[st
 
 
 def _order(
-    run: Run, name: str, config: RunConfig, inputs: dict[str, Done], threads: int
+    run: Run, stage: Stage, config: RunConfig, inputs: dict[str, Done], *, batch: int
 ) -> StageOrder:
     data = inputs["data"]
+    workers = possible_workers(config, batch, run)
+    here = cores(run.settings)
     return StageOrder(
-        stage=name,
+        stage=stage.name,
+        name=stage.short,
         config=to_dict(config),
         store=run.store.uri,
         cache=str(run.settings.cache.expanduser()),
@@ -141,8 +206,22 @@ def _order(
         data=data_uri(run, data),
         version=data.result["manifest"],
         inputs={role: done.folder for role, done in inputs.items() if role != "data"},
-        threads=threads,
+        threads=min(config.threads or here, max(1, here // workers[1])),
+        workers=workers,
+        stall_s=run.settings.stall_s,
+        grace_s=run.settings.grace_s,
     )
+
+
+def possible_workers(config: RunConfig, batch: int, run: Run) -> tuple[int, int]:
+    """Fewest and most workers of a stage: the recipe's, on this machine at most one a core."""
+    most = config.workers if config.max_workers is None else config.max_workers
+    wanted = (config.workers, most)
+    if run.settings.ray_address is not None and most <= batch:
+        return wanted
+    limit = batch if run.settings.ray_address is not None else min(batch, cores(run.settings))
+    possible = [n for n in range(1, most + 1) if n <= limit and config.lanes % n == 0]
+    return min(config.workers, possible[-1]), possible[-1]
 
 
 def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | None = None) -> Job:
@@ -165,41 +244,52 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
     def work(folder: Path) -> dict[str, Any]:
         from sdn.stage_run import write_model
 
-        count = possible_workers(config, stage_config, run.settings)
-        threads = min(config.threads or cores(run.settings), max(1, cores(run.settings) // count))
-        workers: list[dict[str, Any]] = []
-        start_ray(run.settings)
-        with PointLog(folder) as points:
-
-            def listen(kind: str, values: dict[str, Any]) -> None:
-                if kind == "step":
-                    points.write(values)
-                    run.progress(
-                        name,
-                        values["step"] / values["steps"],
-                        f"loss {values['losses']['loss/total']:.3f}, "
-                        f"{values['images_per_s']:.0f} images/s",
-                    )
-                else:
-                    workers.append({"kind": kind, **values})
-
-            last = train_stage(
-                _order(run, name, config, inputs, threads),
-                name=stage.short,
-                workers=count,
-                listen=listen,
-            )
-        student = last.average if last.average is not None else last.student
-        write_model(folder, config, run.store.fetch(inputs["captions"].folder), student)
+        order = _order(run, stage, config, inputs, batch=stage_config.global_batch)
+        said = Said(run, name)
+        last = _trained(run, order, folder, said)
+        write_model(folder, config, run.store.fetch(inputs["captions"].folder), last.weights())
         return {
             "steps": last.step,
             "images_seen": last.images_seen,
             "precision": last.precision,
             "weights": to_dict(stage_config.weights),
-            "workers": workers,
+            "ledger": _audited(order, config, stage_config, last),
+            **said.result(),
         }
 
     return Job(stage=stage, work=work)
+
+
+def _audited(
+    order: StageOrder, config: RunConfig, stage: StageConfig, last: Checkpoint
+) -> dict[str, Any]:
+    """What the ledger proves of a finished stage; very long ones are left to `sdn ledger`.
+
+    Raises:
+        ValueError: samples were lost or came twice.
+    """
+    from sdn.stage_run import keys_of, stage_plan
+
+    if last.images_seen > _AUDITED:
+        return {"checked": False}
+    data = order.dataset()
+    found = audit(
+        order.place(),
+        keys_of(data, "train"),
+        steps_per_epoch=stage_plan(config, stage, data).steps_per_epoch,
+        steps=last.step,
+    )
+    if found.problems:
+        raise ValueError(f"the ledger of {order.name} does not add up: {'; '.join(found.problems)}")
+    return {
+        "checked": True,
+        "samples": found.samples,
+        "epochs": found.epochs,
+        "lost": found.lost,
+        "twice": found.twice,
+        "attempts": len(found.attempts),
+        "rolled_back": found.rolled_back,
+    }
 
 
 def search(run: Run, inputs: dict[str, Done]) -> Job:
@@ -228,7 +318,11 @@ def search(run: Run, inputs: dict[str, Done]) -> Job:
 
         start_ray(run.settings)
         trials = search_weights(
-            _order(run, "stage_two", short, inputs, threads=1),
+            dataclasses.replace(
+                _order(run, stage, short, inputs, batch=config.stage_two.global_batch),
+                stage="stage_two",
+                threads=1,
+            ),
             name=stage.short,
             config=config,
             settings=run.settings,

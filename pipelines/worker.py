@@ -1,29 +1,40 @@
-"""Runs inside Ray: wraps `sdn.stage_run` for Ray Train and Ray Tune. No Prefect, no MLflow."""
+"""Runs inside Ray: wraps `sdn.running` for Ray Train and Ray Tune. No Prefect, no MLflow."""
 
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import os
+import signal
 import tempfile
-from collections import Counter
+import threading
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from pipelines.store import open_files, open_store
-from sdn import checkpoint as checkpoints
 from sdn.config import RunConfig, from_dict
 from sdn.data.dataset import open_dataset
-from sdn.stage_run import Rank, StageInputs, run_stage
+from sdn.ranks import Rank, of_process_group
+from sdn.running import run_recorded
+from sdn.stage_run import StageInputs, open_stage, run_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import nn
+    from sdn.data.dataset import DataSet
+    from sdn.data.files import Files
+    from sdn.running import Opener
 
-    from sdn.training import StepReport, Trainer
+    Say = Callable[[str, dict[str, Any]], None]
+
+ASKED = threading.Event()
+"""Set in a rank's process by SIGTERM: checkpoint, then stop."""
+_BEAT_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,9 @@ class StageOrder:
     """All that a worker on any node needs to know; plain values only."""
 
     stage: str
+    """teacher, captions, stage_one or stage_two."""
+    name: str
+    """The stage's short key: Ray's run name, and the name of the training's place."""
     config: dict[str, Any]
     store: str
     cache: str
@@ -44,21 +58,48 @@ class StageOrder:
     inputs: dict[str, str]
     """Role of `StageInputs`, the data set apart -> folder in the store."""
     threads: int
-    """CPU threads of this process."""
+    """CPU threads of a rank."""
+    workers: tuple[int, int]
+    """Fewest and most ranks."""
+    stall_s: float
+    """Without progress for so long, a rank is taken for hung."""
+    grace_s: float
+    """What a stopped training may take for its last checkpoint."""
 
     def run_config(self) -> RunConfig:
         """The resolved config of the run."""
         return from_dict(RunConfig, self.config)
 
+    def place(self) -> Files:
+        """Where the training writes down all that it must not lose."""
+        uri = f"{self.store}/training/{self.name}"
+        return open_files(uri, Path(self.cache), self.endpoint, self.cache_gib)
+
+    def dataset(self) -> DataSet:
+        """The data set where it lies."""
+        files = open_files(self.data, Path(self.cache), self.endpoint, self.cache_gib)
+        return open_dataset(files, self.version)
+
     def fetch(self) -> StageInputs:
-        """The inputs: the data set where it lies, the others as local folders of this node."""
-        cache = Path(self.cache)
-        store = open_store(self.store, cache, self.endpoint)
-        data = open_dataset(
-            open_files(self.data, cache, self.endpoint, self.cache_gib), self.version
-        )
-        others = {role: store.fetch(name) for role, name in self.inputs.items()}
-        return StageInputs(data=data, **others)
+        """The inputs of a distillation stage."""
+        return StageInputs(data=self.dataset(), **self._folders())
+
+    def _folders(self) -> dict[str, Path]:
+        """The inputs beside the data set, as local folders of this node."""
+        store = open_store(self.store, Path(self.cache), self.endpoint)
+        return {role: store.fetch(name) for role, name in self.inputs.items()}
+
+    def opener(self) -> Opener:
+        """What opens this stage's training."""
+        from sdn.fitting import open_caption_fit, open_teacher_fit
+
+        config = self.run_config()
+        if self.stage == "teacher":
+            return partial(open_teacher_fit, config.teacher, self.dataset())
+        if self.stage == "captions":
+            teacher = self._folders()["teacher"]
+            return partial(open_caption_fit, config.captions, self.dataset(), teacher)
+        return partial(open_stage, self.stage, config, self.fetch())  # type: ignore[arg-type]
 
 
 def train_rank(settings: dict[str, Any]) -> None:
@@ -67,44 +108,84 @@ def train_rank(settings: dict[str, Any]) -> None:
     Args:
         settings: `order` (fields of a StageOrder) and `points`, the queue to the driver.
     """
+    import ray
     from ray import train
     from ray.train.torch import get_device
 
     order = StageOrder(**settings["order"])
     torch.set_num_threads(order.threads)
-    context = train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = get_device()
+    config = order.run_config()
+    stage = getattr(config, order.stage)
+    rank = of_process_group(get_device(), compress=getattr(stage, "compress", "none"))
     say = _speaker(settings["points"])
-    say(("worker", {"rank": rank, "world": world, "pid": os.getpid(), "device": str(device)}))
-
-    def save(trainer: Trainer) -> None:
-        # Called at the same steps on every rank: Ray's report is a barrier.
-        metrics = {"step": trainer.step, "images_seen": trainer.images_seen}
-        if rank > 0:
-            train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoints.save(trainer.checkpoint(), Path(folder))
-            train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
-
-    def report(step: StepReport) -> None:
-        if rank == 0:
-            say(("step", dataclasses.asdict(step)))
-
-    read: Counter[str] = Counter()
-    trainer = run_stage(
-        order.stage,  # type: ignore[arg-type]
-        order.run_config(),
-        order.fetch(),
-        save=save,
-        report=report,
-        resume=_latest(train.get_checkpoint()),
-        rank=Rank(rank=rank, world=world, device=device, wrap=_wrap(world), agree=_agree(world)),
-        consumed=lambda batch: read.update(batch.keys),
+    stacks = stack_file(os.getpid())
+    say(
+        "worker",
+        {
+            "rank": rank.rank,
+            "world": rank.world,
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "device": str(rank.device),
+            "threads": order.threads,
+        },
     )
-    assert trainer.step == trainer.steps
-    say(("read", {"rank": rank, "samples": read.total(), "distinct": len(read)}))
+
+    def stopping() -> bool:
+        return ASKED.is_set() or train.get_preemption_info() is not None
+
+    with _Alive(rank.rank, say, order.stall_s, stacks) as alive:
+        _, ended = run_recorded(
+            order.opener(),
+            order.place(),
+            rank=rank,
+            report=lambda step: say("step", dataclasses.asdict(step)),
+            alive=alive,
+            stopping=stopping,
+            say=lambda text: say("said", {"text": text}),
+            sheet=_sheet(order) if rank.rank == 0 and order.stage.startswith("stage") else None,
+        )
+    if not ended:
+        say("stopped", {"rank": rank.rank})
+
+
+def catch_sigterm() -> None:
+    """From now on SIGTERM asks this rank to stop; called in the main thread of its process."""
+    ASKED.clear()
+    signal.signal(signal.SIGTERM, lambda number, frame: ASKED.set())
+
+
+def stack_file(pid: int) -> Path:
+    """Where a rank that makes no progress leaves the stacks of its threads, on its node."""
+    return Path(tempfile.gettempdir()) / f"sdn-stacks-{os.getuid()}-{pid}.txt"
+
+
+class _Alive:
+    """Tells the driver of progress, and dumps all stacks where there is none for too long."""
+
+    def __init__(self, rank: int, say: Say, stall_s: float, stacks: Path) -> None:
+        self._rank, self._say, self._stall_s, self._path = rank, say, stall_s, stacks
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("w")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def __call__(self, step: int) -> None:
+        """A step has been done."""
+        now = time.monotonic()
+        if now - self._told < _BEAT_S:
+            return
+        self._told = now
+        self._say("alive", {"rank": self._rank, "step": step})
+        # A little before the driver gives up, so that it finds the stacks. By a thread of C: it
+        # writes while the interpreter waits in a collective.
+        faulthandler.dump_traceback_later(max(1.0, 0.8 * self._stall_s), file=self._file)
 
 
 def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -130,8 +211,6 @@ def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
         "stage_two",
         dataclasses.replace(config, stage_two=stage),
         inputs,
-        save=lambda trainer: None,
-        report=lambda step: None,
         rank=Rank(device=device),
     )
     tune.report(
@@ -144,43 +223,19 @@ def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
     )
 
 
-def _latest(found: Any) -> checkpoints.Checkpoint | None:
-    """The checkpoint from which Ray resumes this run, verified."""
-    if found is None:
-        return None
-    with found.as_directory() as folder:
-        return checkpoints.load(Path(folder))
+def _sheet(order: StageOrder) -> Any:
+    from sdn.progress_sheet import sheet_of
+
+    return sheet_of(order.run_config(), order.fetch())
 
 
-def _wrap(world: int) -> Callable[[nn.Module], nn.Module]:
-    """Distributed data parallel where there is more than one rank."""
-    if world == 1:
-        return lambda module: module
-    from torch.nn.parallel import DistributedDataParallel
-
-    return lambda module: DistributedDataParallel(module, gradient_as_bucket_view=True)
-
-
-def _agree(world: int) -> Callable[[str], str]:
-    """Every rank gets rank 0's value: nodes may have processors that choose differently."""
-    if world == 1:
-        return lambda value: value
-
-    def agree(value: str) -> str:
-        values = [value]
-        torch.distributed.broadcast_object_list(values, src=0)
-        return values[0]
-
-    return agree
-
-
-def _speaker(points: Any) -> Callable[[tuple[str, dict[str, Any]]], None]:
+def _speaker(points: Any) -> Say:
     """Send to the driver without ever waiting for it: its absence must not stop training."""
     from ray.exceptions import RayError
 
-    def say(item: tuple[str, dict[str, Any]]) -> None:
+    def say(kind: str, values: dict[str, Any]) -> None:
         try:
-            points.actor.put_nowait.remote(item)
+            points.actor.put_nowait.remote((kind, values))
         except RayError:
             return
 

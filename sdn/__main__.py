@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdn import checkpoint as checkpoints
 from sdn.config import to_dict, with_overrides
+from sdn.data.files import LocalFolder
 from sdn.data.manifest import MANIFEST
+from sdn.ranks import Rank
 from sdn.recipes import RECIPES, recipe
 from sdn.sampling import ENCODER, STUDENT
 from sdn.stage_run import TEACHER
@@ -30,9 +32,14 @@ from sdn.teacher import file_digest
 from sdn.training import available_cores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sdn.checkpoint import Checkpoint
     from sdn.config import RunConfig
+    from sdn.fitting import Fitter
+    from sdn.running import Opener
     from sdn.stages import StageName
-    from sdn.training import StepReport, Trainer
+    from sdn.training import StepReport
 
 RESULTS = {
     "prepare": MANIFEST,
@@ -67,12 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
             generate(chosen.captions, chosen.work)
             return
         for step in STEPS if chosen.step == "all" else (chosen.step,):
-            run_step(step, config, chosen.work, torch.device(chosen.device), chosen.threads)
+            run_step(step, config, chosen.work, torch.device(chosen.device))
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
-def run_step(step: str, config: RunConfig, work: Path, device: torch.device, threads: int) -> None:
+def run_step(step: str, config: RunConfig, work: Path, device: torch.device) -> None:
     """Do one step into the folder of its name below `work`.
 
     Raises:
@@ -90,12 +97,13 @@ def run_step(step: str, config: RunConfig, work: Path, device: torch.device, thr
     elif step == "teacher":
         from sdn.fitting import write_teacher
 
-        print(write_teacher(folder, work / "prepare", config.teacher, threads=threads, report=_say))
+        fit = _fitted(folder, device)
+        print(write_teacher(folder, work / "prepare", config.teacher, fit=fit, report=_say))
     elif step == "captions":
         from sdn.fitting import write_captions
 
-        data, teacher = work / "prepare", work / "teacher"
-        print(write_captions(folder, data, teacher, config.captions, threads=threads, report=_say))
+        data, teacher, fit = work / "prepare", work / "teacher", _fitted(folder, device)
+        print(write_captions(folder, data, teacher, config.captions, fit=fit, report=_say))
     else:
         _distil("stage_one" if step == "stage-one" else "stage_two", config, work, device)
     (folder / DONE).touch()
@@ -146,37 +154,67 @@ def _prepare(config: RunConfig, folder: Path) -> None:
 
 
 def _distil(name: StageName, config: RunConfig, work: Path, device: torch.device) -> None:
-    from sdn.stage_run import Rank, StageInputs, run_stage, write_model
+    from sdn.progress_sheet import sheet_of
+    from sdn.stage_run import StageInputs, open_stage, write_model
 
     folder = work / name.replace("_", "-")
-    newest = checkpoints.newest(folder)
-
-    def save(trainer: Trainer) -> None:
-        checkpoints.save(trainer.checkpoint(), folder / f"step-{trainer.step:09d}")
-        for old in sorted(folder.glob("step-*"))[:-2]:  # the one before stays, should this be torn
-            shutil.rmtree(old)
-
-    def report(step: StepReport) -> None:
-        total = step.losses["loss/total"]
-        _say(step.step / step.steps, f"loss {total:.4f}, {step.images_per_s:.0f} images/s")
-
     inputs = StageInputs(
         data=work / "prepare",
         teacher=work / "teacher",
         captions=work / "captions",
         start=work / "stage-one" if name == "stage_two" else None,
     )
-    trainer = run_stage(
-        name,
-        config,
-        inputs,
-        save=save,
-        report=report,
-        resume=None if newest is None else checkpoints.load(newest),
-        rank=Rank(device=device),
+    last = _trained(
+        lambda resume, rank: open_stage(name, config, inputs, resume, rank),
+        folder,
+        device,
+        sheet_of(config, inputs),
     )
-    weights = {key: value.cpu() for key, value in trainer.weights().items()}
-    write_model(folder, config, inputs.captions, weights)
+    write_model(folder, config, inputs.captions, last.weights())
+
+
+def _fitted(folder: Path, device: torch.device) -> Fitter:
+    return lambda opener: _trained(opener, folder, device).weights()
+
+
+def _trained(
+    opener: Opener,
+    folder: Path,
+    device: torch.device,
+    sheet: Callable[[Checkpoint], bytes] | None = None,
+) -> Checkpoint:
+    """The last checkpoint of a training in this process, gone on with where it was.
+
+    SIGTERM and Ctrl-C end it after one more checkpoint.
+    """
+    from sdn.running import run_recorded
+
+    asked = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: asked.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        trainee, ended = run_recorded(
+            opener,
+            LocalFolder(folder / "training"),
+            rank=Rank(device=device),
+            report=_progress,
+            stopping=asked.is_set,
+            say=lambda text: print(text, file=sys.stderr),
+            sheet=sheet,
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not ended:
+        sys.exit(f"stopped after step {trainee.step}; the same command goes on from there")
+    return trainee.checkpoint()
+
+
+def _progress(step: StepReport) -> None:
+    total = step.losses["loss/total"]
+    _say(step.step / step.steps, f"loss {total:.4f}, {step.images_per_s:.0f} images/s")
 
 
 def generate(captions: list[str], work: Path) -> None:

@@ -17,10 +17,11 @@ from sdn.captions import (
     new_encoder,
     normalise,
 )
-from sdn.teacher_fitting import one_cycle
+from sdn.fit import Fit, FitBatch, fit_batches, gathered
+from sdn.ranks import ALONE, Rank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sdn.config import CaptionConfig
 
@@ -52,54 +53,129 @@ def fit_captions(
     Raises:
         ValueError: fewer images than a batch of two.
     """
-    encoder = new_encoder(config)
+    check_captions(captions)
+    fit = new_caption_fit(captions, features, config)
+    if fit is not None:
+        for batch in caption_batches([""] * len(captions), captions, config):
+            terms, _ = fit.advance(batch)
+            report(fit.step, float(terms["fit"]))
+    return finished_encoder(captions, config, None if fit is None else fit.checkpoint().model)
+
+
+def check_captions(captions: Sequence[tuple[str, ...]]) -> None:
+    """Refuse what no encoder can be fitted on.
+
+    Raises:
+        ValueError: fewer images than a batch of two.
+    """
     if len(captions) < 2:
         raise ValueError(f"fitting captions needs at least 2 training images, not {len(captions)}")
-    if isinstance(encoder, CharCnnRnn):
-        _fit(encoder, captions, features, config, report)
+
+
+class Pair(nn.Module):
+    """Caption encoder, and the linear reading of the teacher's features that is dropped later."""
+
+    def __init__(self, encoder: CharCnnRnn, features: int, dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.reading = nn.Linear(features, dim)
+
+    def forward(self, codes: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) codes and (B, F) features -> (B, D) each."""
+        return self.encoder(codes), self.reading(features)
+
+
+def new_caption_fit(
+    captions: Sequence[tuple[str, ...]],
+    features: Tensor,
+    config: CaptionConfig,
+    rank: Rank = ALONE,
+) -> Fit | None:
+    """The fit at its first step; None for an encoder that is not fitted.
+
+    Args:
+        captions, features, config: see `fit_captions`.
+        rank: this one; each caption meets the images of all ranks.
+    """
+    encoder = new_encoder(config)
+    if not isinstance(encoder, CharCnnRnn):
+        return None
+    generator = torch.Generator().manual_seed(config.seed)
+    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-4)
+    pair = Pair(encoder, features.shape[1], config.dim)
+    nn.init.normal_(pair.reading.weight, 0, features.shape[1] ** -0.5, generator=generator)
+    nn.init.zeros_(pair.reading.bias)
+    pair.to(rank.device)
+    batch = min(config.batch, len(captions))
+    loss_of = LOSSES[config.loss]
+
+    def loss(network: nn.Module, taken: FitBatch) -> Tensor:
+        rows = taken.rows.tolist()
+        chosen = [captions[i][d % len(captions[i])] for i, d in zip(rows, taken.draws, strict=True)]
+        codes = characters(chosen, config.max_chars).to(rank.device)
+        text, image = network(codes, features[taken.rows].to(rank.device))
+        return loss_of(gathered(text, taken.count, rank), gathered(image, taken.count, rank))
+
+    return Fit(
+        "captions",
+        pair,
+        config,
+        loss,
+        steps=config.epochs * (len(captions) // batch),
+        warmup=0.1,
+        decay=1e-4,
+        rank=rank,
+        clip=5.0,
+    )
+
+
+def caption_batches(
+    keys: Sequence[str],
+    captions: Sequence[tuple[str, ...]],
+    config: CaptionConfig,
+    start: int = 0,
+    rank: Rank = ALONE,
+) -> Iterator[FitBatch]:
+    """This rank's batches of the fit from step `start` on."""
+    names = [normalise(found[0]) for found in captions]
+    alphabetical = torch.tensor(sorted(range(len(names)), key=names.__getitem__))
+    batch = min(config.batch, len(captions))
+
+    def orders() -> Iterator[tuple[Tensor, Callable[[], list[int]]]]:
+        generator = torch.Generator().manual_seed(config.seed)
+
+        def draw() -> list[int]:
+            found: list[int] = torch.randint(1 << 30, (batch,), generator=generator).tolist()
+            return found
+
+        while True:
+            yield _siblings_together(alphabetical, generator), draw
+
+    return fit_batches(keys, orders(), batch=batch, epochs=config.epochs, start=start, rank=rank)
+
+
+def finished_encoder(
+    captions: Sequence[tuple[str, ...]],
+    config: CaptionConfig,
+    weights: dict[str, Tensor] | None,
+) -> CharCnnRnn | SentenceEncoder:
+    """The frozen encoder with these weights of the fit, evened out over the training captions.
+
+    Args:
+        captions: of each training image.
+        config: see there.
+        weights: of a `Pair`; None where nothing was fitted.
+    """
+    encoder = new_encoder(config)
+    if weights is not None:
+        prefix = "encoder."
+        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        encoder.load_state_dict(own)
     encoder.requires_grad_(requires_grad=False).eval()
     first = [found[0] for found in captions]
     embedded = torch.cat([encoder.encode(first[i : i + 256]) for i in range(0, len(first), 256)])
     encoder.even_out(*evening(embedded))
     return encoder
-
-
-def _fit(
-    encoder: CharCnnRnn,
-    captions: Sequence[tuple[str, ...]],
-    features: Tensor,
-    config: CaptionConfig,
-    report: Callable[[int, float], None],
-) -> None:
-    generator = torch.Generator().manual_seed(config.seed)
-    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-4)
-    reading = nn.Linear(features.shape[1], config.dim)
-    nn.init.normal_(reading.weight, 0, features.shape[1] ** -0.5, generator=generator)
-    nn.init.zeros_(reading.bias)
-    parameters = [*encoder.parameters(), *reading.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.rate, weight_decay=1e-4, fused=True)
-    batch = min(config.batch, len(captions))
-    per_epoch = len(captions) // batch
-    schedule = one_cycle(optimizer, config.rate, steps=config.epochs * per_epoch, warmup=0.1)
-    loss_of = LOSSES[config.loss]
-    names = [normalise(found[0]) for found in captions]
-    alphabetical = torch.tensor(sorted(range(len(names)), key=names.__getitem__))
-    step = 0
-    for _ in range(config.epochs):
-        order = _siblings_together(alphabetical, generator)
-        for start in range(0, per_epoch * batch, batch):
-            rows = order[start : start + batch].tolist()
-            draws = torch.randint(1 << 30, (batch,), generator=generator).tolist()
-            chosen = [captions[i][d % len(captions[i])] for i, d in zip(rows, draws, strict=True)]
-            text = encoder(characters(chosen, config.max_chars))
-            loss = loss_of(text, reading(features[rows]))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 5.0)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            report(step, float(loss.detach()))
 
 
 def _siblings_together(alphabetical: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Fit = Literal["pad", "resize", "crop", "box"]
-Precision = Literal["float32", "bf16", "auto"]
+Precision = Literal["float32", "bf16", "fp16", "auto"]
 T = TypeVar("T")
 
 TAP_GROUPS = ("image", "conv1", "conv2", "conv3", "conv4", "conv5")
@@ -110,6 +110,8 @@ class TeacherConfig:
     """Images a step when the teacher is fitted."""
     rate: float = 2e-3
     """Peak learning rate of the fit (one cycle, AdamW)."""
+    checkpoint_images: int = 20_000
+    """Images between two checkpoints of the fit."""
     seed: int = 0
     """Initial weights and order of the fit."""
 
@@ -118,6 +120,7 @@ class TeacherConfig:
         _require(self.epochs > 0, f"teacher.epochs must be > 0, not {self.epochs}")
         _require(self.batch > 1, f"teacher.batch must be > 1 (batch norm), not {self.batch}")
         _require(self.rate > 0, f"teacher.rate must be > 0, not {self.rate}")
+        _require(self.checkpoint_images > 0, "teacher.checkpoint_images must be > 0")
         _require(
             self.sha256 is None or len(self.sha256) >= 8,
             f"teacher.sha256 must have at least 8 hexadecimal digits, not {self.sha256}",
@@ -148,11 +151,13 @@ class CaptionConfig:
     """Captions a step; each is its own class."""
     rate: float = 2e-3
     """Peak learning rate (one cycle, AdamW)."""
+    checkpoint_images: int = 50_000
+    """Captions between two checkpoints of the fit."""
     seed: int = 0
     """Initial weights and order."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "width", "max_chars", "epochs"):
+        for name in ("dim", "width", "max_chars", "epochs", "checkpoint_images"):
             _require(getattr(self, name) > 0, f"captions.{name} must be > 0")
         _require(self.batch > 1, f"captions.batch must be > 1 (negatives), not {self.batch}")
         _require(self.rate > 0, f"captions.rate must be > 0, not {self.rate}")
@@ -206,12 +211,17 @@ class StageConfig:
     """Images a step over all workers together."""
     rate: float = 1e-4
     """Learning rate (its peak, where the schedule is not constant)."""
-    schedule: Literal["constant", "one-cycle"] = "constant"
-    """constant as in the release; one-cycle: linear warm-up, then cosine to a hundredth."""
+    schedule: Literal["constant", "warm-up", "one-cycle"] = "constant"
+    """constant as in the release; warm-up: linear warm-up, then constant; one-cycle: linear
+    warm-up, then cosine to a hundredth."""
     beta2: float = 0.999
     """Decay of Adam's second moment, 0..1; lower follows a changing gradient sooner."""
     warmup_share: float = 0.05
-    """Share of the steps that warm up in the one-cycle schedule."""
+    """Share of the steps that warm up in the schedules that do."""
+    clip: float | None = None
+    """Largest Euclidean norm of the gradient; a longer one is scaled down to it. None: no limit."""
+    accumulate: int = 1
+    """Parts into which each rank cuts its share of a batch, one after another, to save memory."""
     average_share: float = 0.0
     """Horizon of the weights' moving average as a share of the stage's steps; 0 keeps none."""
     weights: LossWeights = field(default_factory=LossWeights)
@@ -222,9 +232,16 @@ class StageConfig:
     image_scale: float = 1.0
     """Factor on the pixel term; 127.5 puts it on the 0..255 scale of the release."""
     precision: Precision = "auto"
-    """auto: bf16 where the device computes in it natively, else float32."""
+    """auto: bf16 where the device computes in it natively, else float32. fp16 scales its losses,
+    and leaves out a step whose gradient overflows."""
+    compress: Literal["none", "bf16"] = "none"
+    """What gradients are rounded to on their way between ranks."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of student and teacher; auto: where it was measured to pay."""
     checkpoint_images: int = 10_000
-    """Images between two checkpoints."""
+    """Images between two checkpoints: what a failure can cost at most."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the one of the lowest loss."""
     seed: int = 0
     """Order of the samples and initial weights."""
 
@@ -235,7 +252,9 @@ class StageConfig:
         _require(0 < self.rate < 1, f"rate must be in (0, 1), not {self.rate}")
         for name in ("beta2", "warmup_share", "average_share"):
             _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)")
-        _require(self.checkpoint_images > 0, "checkpoint_images must be > 0")
+        for name in ("checkpoint_images", "accumulate", "keep"):
+            _require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+        _require(self.clip is None or self.clip > 0, f"clip must be > 0 or null, not {self.clip}")
         _require(self.image_scale > 0, "image_scale must be > 0")
 
 
@@ -312,23 +331,33 @@ class RunConfig:
     lanes: int = 48
     """Parallel sample sequences an epoch is cut into; a world size must divide it."""
     workers: int = 1
-    """Training processes (Ray workers) of a stage; must divide `lanes` and each global batch."""
+    """Training processes (Ray workers) of a stage; must divide `lanes`."""
+    max_workers: int | None = None
+    """Elastic: as many processes as the cluster has room for, from `workers` up to this many; each
+    of these numbers must divide `lanes`. None keeps to `workers`."""
     threads: int = 0
     """CPU threads a worker; 0 shares this machine's cores out among the workers."""
 
     def __post_init__(self) -> None:
         _require(self.lanes > 0, f"lanes must be > 0, not {self.lanes}")
         _require(self.threads >= 0, f"threads must be >= 0, not {self.threads}")
+        most = self.workers if self.max_workers is None else self.max_workers
         _require(
-            self.workers > 0 and self.lanes % self.workers == 0,
-            f"workers must divide lanes ({self.lanes}), not {self.workers}; possible: "
-            f"{[n for n in range(1, self.lanes + 1) if self.lanes % n == 0]}",
+            0 < self.workers <= most,
+            f"workers must be > 0 and at most max_workers, not {self.workers} and {most}",
+        )
+        possible = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
+        wrong = [n for n in range(self.workers, most + 1) if n not in possible]
+        _require(
+            not wrong,
+            f"each number of workers must divide lanes ({self.lanes}), {wrong[:1]} does not; "
+            f"possible: {possible}",
         )
         for stage in ("stage_one", "stage_two"):
             batch = getattr(self, stage).global_batch
             _require(
-                batch % self.workers == 0,
-                f"workers ({self.workers}) must divide {stage}.global_batch ({batch})",
+                most <= batch,
+                f"workers ({most}) must be at most {stage}.global_batch ({batch})",
             )
 
 

@@ -7,33 +7,129 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdn.caption_fitting import fit_captions
+from sdn.caption_fitting import (
+    caption_batches,
+    check_captions,
+    finished_encoder,
+    new_caption_fit,
+)
 from sdn.captions import normalise, save_encoder
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
 from sdn.evaluation import probe_embedding
 from sdn.metrics import tap_features
+from sdn.running import Work
 from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER
 from sdn.teacher import load_weights, open_teacher, save_teacher
 from sdn.teacher_fitting import (
     Classifier,
     Targets,
-    fit_teacher,
     head_accuracy,
+    new_classifier,
+    new_teacher_fit,
     tap_means,
     targets_of,
+    teacher_batches,
 )
-from sdn.training import choose_precision
+from sdn.training import choose_precision, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from sdn.checkpoint import Checkpoint
     from sdn.config import CaptionConfig, TeacherConfig
     from sdn.data.dataset import DataSet
     from sdn.data.files import Files
     from sdn.data.reading import SplitArrays
+    from sdn.fit import FitBatch
+    from sdn.ranks import Rank
+    from sdn.running import Opener
+    from sdn.training import StepReport
+
+    Weights = dict[str, torch.Tensor]
+    Report = Callable[[float, str], None]
+    Fitter = Callable[[Opener], Weights]
+    """Trains what an opener opens to its end and returns the weights."""
+
+
+def open_teacher_fit(
+    config: TeacherConfig, data: DataSet | Files | Path, resume: Checkpoint | None, rank: Rank
+) -> Work[FitBatch]:
+    """The fit of the teacher on the training split, ready to go on.
+
+    Raises:
+        ValueError: nothing to fit on.
+    """
+    split = load_split(data, "train")
+    precision = choose_precision("auto", rank.device) if resume is None else resume.precision
+    fit = new_teacher_fit(
+        split.pixels,
+        targets_of(split.labels, split.captions),
+        config,
+        rank=rank,
+        precision=rank.agree(precision),
+    )
+    if resume is not None:
+        fit.restore(resume)
+    return Work(
+        trainee=fit,
+        batches=teacher_batches(split.keys, config, fit.step, rank),
+        advance=fit.advance,
+        save_every=max(1, config.checkpoint_images // config.batch),
+    )
+
+
+def open_caption_fit(
+    config: CaptionConfig,
+    data: DataSet | Files | Path,
+    teacher: Path,
+    resume: Checkpoint | None,
+    rank: Rank,
+) -> Work[FitBatch]:
+    """The fit of the caption encoder against the teacher, ready to go on.
+
+    Raises:
+        ValueError: too few images, or an encoder that is not fitted.
+    """
+    split = load_split(data, "train")
+    check_captions(split.captions)
+    features = tap_features(open_teacher(teacher / TEACHER), split.pixels)
+    fit = new_caption_fit(split.captions, features, config, rank)
+    if fit is None:
+        raise ValueError(f"captions.encoder={config.encoder} is not fitted")
+    if resume is not None:
+        fit.restore(resume)
+    return Work(
+        trainee=fit,
+        batches=caption_batches(split.keys, split.captions, config, fit.step, rank),
+        advance=fit.advance,
+        save_every=max(1, config.checkpoint_images // config.batch),
+    )
+
+
+def fit_here(report: Report = lambda share, text: None) -> Fitter:
+    """Fits in this process and writes nothing down; for `write_teacher` and `write_captions`."""
+    from sdn.ranks import Rank
+
+    def fitted(opener: Opener) -> Weights:
+        work = opener(None, Rank())
+
+        def tell(step: StepReport) -> None:
+            report(step.step / step.steps, f"loss {step.losses['loss/total']:.3f}")
+
+        train(
+            work.trainee,
+            work.batches,
+            work.advance,
+            save_every=work.trainee.steps,
+            save=lambda: None,
+            report=tell,
+        )
+        return work.trainee.checkpoint().weights()
+
+    return fitted
 
 
 def write_teacher(
@@ -41,8 +137,8 @@ def write_teacher(
     data: DataSet | Files | Path,
     config: TeacherConfig,
     *,
-    threads: int,
-    report: Callable[[float, str], None] = lambda share, text: None,
+    fit: Fitter | None = None,
+    report: Report = lambda share, text: None,
 ) -> dict[str, Any]:
     """The teacher stage: load or fit the teacher and write it with its mean activations.
 
@@ -50,34 +146,30 @@ def write_teacher(
         folder: receives `teacher.pt` and `tap-means.json`.
         data: prepared data set.
         config: see there.
-        threads: CPU threads to use.
+        fit: how it is fitted, on one rank or many; None fits it in this process.
         report: called with (share done, text).
 
     Returns:
         `sha256` of the weights, and for a fitted teacher `accuracy` of each head on the validation
         split (on the training split where there is none), 0..1.
     """
-    torch.set_num_threads(threads)
-    train = load_split(data, "train")
     result: dict[str, Any] = {"fitted": config.weights is None}
     if config.weights is not None:
         teacher = load_weights(config)
+        train_split = load_split(data, "train")
     else:
-        targets = targets_of(train.labels, train.captions)
-        steps = config.epochs * (len(train.keys) // min(config.batch, len(train.keys)))
-        bf16 = choose_precision("auto", torch.device("cpu")) == "bf16"
-        model = fit_teacher(
-            train.pixels,
-            targets,
-            config,
-            report=lambda step, loss: report(step / steps, f"loss {loss:.3f}"),
-            bf16=bf16,
-        )
+        fit = fit_here(report) if fit is None else fit
+        weights = fit(lambda resume, rank: open_teacher_fit(config, data, resume, rank))
+        train_split = load_split(data, "train")
+        targets = targets_of(train_split.labels, train_split.captions)
+        model = new_classifier(targets, config, train_split.pixels.shape[-1])
+        model.load_state_dict(weights)
+        model.eval()
         result["classes"] = {head: len(names) for head, names in targets.classes.items()}
         result["accuracy"] = _held_out_accuracy(model, targets, data)
         report(1.0, f"accuracy {_percentages(result['accuracy'])}")
         teacher = model.fold()
-    means = tap_means(teacher, train.pixels[:1024])
+    means = tap_means(teacher, train_split.pixels[:1024])
     (folder / TAP_MEANS).write_text(json.dumps(means, indent=2))
     return result | {"sha256": save_teacher(teacher, folder / TEACHER)}
 
@@ -111,8 +203,8 @@ def write_captions(
     teacher: Path,
     config: CaptionConfig,
     *,
-    threads: int,
-    report: Callable[[float, str], None] = lambda share, text: None,
+    fit: Fitter | None = None,
+    report: Report = lambda share, text: None,
 ) -> dict[str, Any]:
     """The captions stage: fit the encoder against the teacher, write it, probe it.
 
@@ -121,23 +213,18 @@ def write_captions(
         data: prepared data set.
         teacher: folder of the teacher.
         config: see there.
-        threads: CPU threads to use.
+        fit: how it is fitted, on one rank or many; None fits it in this process.
         report: called with (share done, text).
 
     Returns:
         `probes`: label -> accuracy of a linear probe on held-out captions, 0..1.
     """
-    torch.set_num_threads(threads)
-    train = load_split(data, "train")
-    features = tap_features(open_teacher(teacher / TEACHER), train.pixels)
-    steps = config.epochs * (len(train.keys) // min(config.batch, len(train.keys)))
-    encoder = fit_captions(
-        train.captions,
-        features,
-        config,
-        report=lambda step, loss: report(step / steps, f"loss {loss:.3f}"),
-    )
-    save_encoder(encoder, folder / ENCODER)
+    weights = None
+    if config.encoder == "char-cnn-rnn":
+        fit = fit_here(report) if fit is None else fit
+        weights = fit(lambda resume, rank: open_caption_fit(config, data, teacher, resume, rank))
+    captions = load_split(data, "train").captions
+    save_encoder(finished_encoder(captions, config, weights), folder / ENCODER)
     try:
         probes = probe_embedding(data, folder)
     except ModuleNotFoundError as error:  # the encoder does not need it

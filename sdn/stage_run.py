@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import nn
 
-from sdn.captions import open_encoder
+from sdn.captions import CharCnnRnn, open_encoder
 from sdn.config import to_dict
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import batches
 from sdn.data.plan import Plan
+from sdn.data.reading import ShardReader
+from sdn.ranks import ALONE, Rank
+from sdn.running import Work
 from sdn.sampling import ENCODER, open_student, save_synthesizer
 from sdn.student import Student
 from sdn.taps import blocks_of
 from sdn.teacher import open_teacher
-from sdn.training import Embedder, Trainer, choose_precision, train
+from sdn.trainer import Trainer
+from sdn.training import choose_precision, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from torch import Tensor
 
     from sdn.checkpoint import Checkpoint
     from sdn.config import RunConfig, StageConfig
@@ -49,19 +54,6 @@ class StageInputs:
     """`captions.pt`."""
     start: Path | None = None
     """Model folder whose student the stage starts from; None starts from initial weights."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rank:
-    """Where a stage runs."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 (a value, not a shared state)
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
-    """Makes the student distributed."""
-    agree: Callable[[str], str] = lambda value: value
-    """Every rank gets rank 0's value."""
 
 
 def stage_plan(config: RunConfig, stage: StageConfig, data: DataSet | Files | Path) -> Plan:
@@ -91,6 +83,21 @@ def images_of(plan: Plan, step: int) -> int:
     return min(plan.global_batch, plan.samples - along * plan.global_batch)
 
 
+def keys_of(data: DataSet | Files | Path, split: str) -> Iterator[str]:
+    """The keys of all samples of a split, from the indexes of its shards.
+
+    Raises:
+        DamagedSample: an index is not what was written.
+    """
+    dataset = open_dataset(data)
+    reader = ShardReader(dataset, split, cache_gib=0)
+    try:
+        for number in range(len(reader.shards.samples)):
+            yield from reader.index(number).keys
+    finally:
+        reader.close()
+
+
 def new_student(config: RunConfig) -> Student:
     """The untrained student of a run."""
     return Student(
@@ -103,34 +110,26 @@ def new_student(config: RunConfig) -> Student:
     )
 
 
-def run_stage(
+def open_stage(
     name: StageName,
     config: RunConfig,
     inputs: StageInputs,
-    *,
-    save: Callable[[Trainer], None],
-    report: Callable[[StepReport], None],
     resume: Checkpoint | None = None,
-    rank: Rank = Rank(),
-    consumed: Callable[[Batch], None] = lambda batch: None,
-) -> Trainer:
-    """Train one stage to its end and return the trainer with the finished student.
+    rank: Rank = ALONE,
+) -> Work[Batch]:
+    """A distillation stage, ready to be trained from where it stands.
 
     Args:
         name: which stage.
         config: of the run; the stage's own part is `config.stage_one` or `config.stage_two`.
         inputs: what it reads.
-        save: stores a checkpoint; called on every rank at the same steps.
-        report: receives the progress of this rank.
         resume: where to go on; None starts from `inputs.start`.
         rank: where it runs.
-        consumed: receives each batch after the step that it was consumed in.
 
     Raises:
         ValueError: damaged or missing inputs, or an impossible number of ranks.
-        FloatingPointError: the loss is not finite.
     """
-    stage = getattr(config, name)
+    stage: StageConfig = getattr(config, name)
     plan = stage_plan(config, stage, inputs.data)
     student = new_student(config) if inputs.start is None else open_student(inputs.start)
     precision = stage.precision if resume is None else resume.precision
@@ -156,19 +155,84 @@ def run_stage(
         rank=rank.rank,
         world=rank.world,
     )
+    encoder = open_encoder(inputs.captions / ENCODER)
+    if isinstance(encoder, CharCnnRnn):
+        encoder.to(rank.device)
+    embed = Embedder(lambda captions: encoder.encode(captions).cpu())
+    return Work(
+        trainee=trainer,
+        batches=source,
+        advance=lambda batch: trainer.advance(
+            batch, embed(batch.captions), images_of(plan, trainer.step)
+        ),
+        save_every=max(1, stage.checkpoint_images // stage.global_batch),
+        keep=stage.keep,
+    )
+
+
+def run_stage(
+    name: StageName,
+    config: RunConfig,
+    inputs: StageInputs,
+    *,
+    save: Callable[[Trainer], None] = lambda trainer: None,
+    report: Callable[[StepReport], None] = lambda step: None,
+    resume: Checkpoint | None = None,
+    rank: Rank = ALONE,
+    consumed: Callable[[Batch], None] = lambda batch: None,
+    report_every: int = 20,
+) -> Trainer:
+    """Train one stage to its end and return the trainer with the finished student.
+
+    Args:
+        name, config, inputs, resume, rank: see `open_stage`.
+        save: stores a checkpoint; called on every rank at the same steps.
+        report: receives the progress.
+        consumed: receives each batch after the step that it was consumed in.
+        report_every: steps between two reports.
+
+    Raises:
+        ValueError: as `open_stage`.
+        LossNotFiniteError: the loss is not finite.
+    """
+    work = open_stage(name, config, inputs, resume, rank)
+    trainer = cast("Trainer", work.trainee)
     if trainer.steps == 0:  # nothing to train: what the stage starts from is its result
         save(trainer)
     train(
         trainer,
-        source,
-        Embedder(open_encoder(inputs.captions / ENCODER).encode),
-        images_in=lambda step: images_of(plan, step),
-        save_every=max(1, stage.checkpoint_images // stage.global_batch),
-        save=save,
+        work.batches,
+        work.advance,
+        save_every=work.save_every,
+        save=lambda: save(trainer),
         report=report,
+        report_every=report_every,
         consumed=consumed,
+        rank=rank,
     )
     return trainer
+
+
+class Embedder:
+    """Captions to embeddings, each caption encoded once: the encoder is frozen."""
+
+    def __init__(self, encode: Callable[[list[str]], Tensor], most: int = 200_000) -> None:
+        """Args:
+        encode: captions -> (B, D).
+        most: captions remembered (4 kB each at D = 1024).
+        """
+        self._encode, self._most = encode, most
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, captions: tuple[str, ...]) -> Tensor:
+        """(B, D) float32."""
+        new = sorted({caption for caption in captions if caption not in self._known})
+        if len(self._known) + len(new) > self._most:
+            self._known.clear()
+            new = sorted(set(captions))
+        if new:
+            self._known.update(zip(new, self._encode(new), strict=True))
+        return torch.stack([self._known[caption] for caption in captions])
 
 
 def write_model(

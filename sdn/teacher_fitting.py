@@ -12,10 +12,12 @@ from torch.nn import functional
 
 from sdn.captions import normalise
 from sdn.data.images import to_image
+from sdn.fit import Fit, FitBatch, fit_batches, synced
+from sdn.ranks import ALONE, Rank
 from sdn.teacher import Teacher, channels_last, empty_teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sdn.config import TeacherConfig
 
@@ -115,15 +117,15 @@ class Classifier(nn.Module):
         return self.teacher
 
 
-def fit_teacher(
+def new_teacher_fit(
     pixels: Tensor,
     targets: Targets,
     config: TeacherConfig,
-    report: Callable[[int, float], None] = lambda step, loss: None,
     *,
-    bf16: bool = False,
-) -> Classifier:
-    """Fit the configured teacher on training images; `fold()` of the result is the teacher.
+    rank: Rank = ALONE,
+    precision: str = "float32",
+) -> Fit:
+    """The fit of the configured teacher on training images, at its first step.
 
     Source: batch norm only while fitting, Ioffe & Szegedy 2015, arXiv:1502.03167.
 
@@ -131,59 +133,118 @@ def fit_teacher(
         pixels: (N, 3, H, W) uint8, of the training split only.
         targets: of the same N samples.
         config: see there.
-        report: called with (step, loss).
-        bf16: compute in bfloat16 where the processor gains by it.
+        rank: this one; batch norm and losses are those of the global batch.
+        precision: "bf16" where the device gains by it, else "float32".
     """
+    model = channels_last(synced(new_classifier(targets, config, pixels.shape[-1]), rank))
+    model.to(rank.device).train()
+    batch = min(config.batch, len(pixels))
+
+    def loss(network: nn.Module, taken: FitBatch) -> Tensor:
+        values = {head: value[taken.rows] for head, value in targets.values.items()}
+        share = len(taken.rows) * rank.world / taken.count
+        shares = _label_shares(values, share, rank)
+        image = to_image(pixels[taken.rows].to(rank.device, non_blocking=True))
+        logits = network(image.contiguous(memory_format=torch.channels_last))
+        there = {head: value.to(rank.device) for head, value in values.items()}
+        return heads_loss(logits, there, shares)
+
+    return Fit(
+        "teacher",
+        model,
+        config,
+        loss,
+        steps=config.epochs * (len(pixels) // batch),
+        warmup=0.2,
+        decay=0.01,
+        rank=rank,
+        precision=precision,
+    )
+
+
+def new_classifier(targets: Targets, config: TeacherConfig, resolution: int) -> Classifier:
+    """The untrained classifier of these targets."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         sizes = {head: len(names) for head, names in targets.classes.items()}
-        model = Classifier(empty_teacher(config), pixels.shape[-1], sizes)
-    model = channels_last(model)
-    generator = torch.Generator().manual_seed(config.seed)
-    batch = min(config.batch, len(pixels))
-    per_epoch = len(pixels) // batch
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.rate,
-        weight_decay=0.01,
-        fused=True,
+        return Classifier(empty_teacher(config), resolution, sizes)
+
+
+def teacher_batches(
+    keys: Sequence[str], config: TeacherConfig, start: int = 0, rank: Rank = ALONE
+) -> Iterator[FitBatch]:
+    """This rank's batches of the fit from step `start` on, each epoch in an order of its own."""
+
+    def orders() -> Iterator[tuple[Tensor, Callable[[], list[int]]]]:
+        generator = torch.Generator().manual_seed(config.seed)
+        while True:
+            yield torch.randperm(len(keys), generator=generator), list
+
+    return fit_batches(
+        keys,
+        orders(),
+        batch=min(config.batch, len(keys)),
+        epochs=config.epochs,
+        start=start,
+        rank=rank,
     )
-    schedule = one_cycle(optimizer, config.rate, steps=config.epochs * per_epoch, warmup=0.2)
-    model.train()
-    step = 0
-    for _ in range(config.epochs):
-        order = torch.randperm(len(pixels), generator=generator)
-        for start in range(0, per_epoch * batch, batch):
-            rows = order[start : start + batch]
-            image = to_image(pixels[rows]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = model(image)
-            loss = heads_loss(logits, {h: v[rows] for h, v in targets.values.items()})
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            step += 1
-            report(step, float(loss.detach()))
-    model.eval()
-    return model
 
 
-def heads_loss(logits: dict[str, Tensor], values: dict[str, Tensor]) -> Tensor:
+def fit_teacher(
+    pixels: Tensor,
+    targets: Targets,
+    config: TeacherConfig,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+    *,
+    precision: str = "float32",
+) -> Classifier:
+    """The whole fit on one rank; `fold()` of the result is the teacher.
+
+    Args:
+        pixels, targets, config, precision: see `new_teacher_fit`.
+        report: called with (step, loss).
+    """
+    fit = new_teacher_fit(pixels, targets, config, precision=precision)
+    for batch in teacher_batches([""] * len(pixels), config):
+        terms, _ = fit.advance(batch)
+        report(fit.step, float(terms["fit"]))
+    assert isinstance(fit.network, Classifier)
+    fit.network.eval()
+    return fit.network
+
+
+def _label_shares(values: dict[str, Tensor], share: float, rank: Rank) -> dict[str, float]:
+    """For each head, labelled rows here times ranks over those of the global batch."""
+    heads = [head for head, value in values.items() if not value.is_floating_point()]
+    counts = torch.tensor([float((values[head] >= 0).sum()) for head in heads])
+    everywhere = rank.mean(counts) if heads else counts
+    shares = (counts / everywhere.clamp(min=1e-9)).tolist()
+    return dict.fromkeys(values, share) | dict(zip(heads, shares, strict=True))
+
+
+def heads_loss(
+    logits: dict[str, Tensor],
+    values: dict[str, Tensor],
+    shares: Mapping[str, float] | None = None,
+) -> Tensor:
     """Sum over heads of the mean cross entropy over the rows that have a class.
 
     Args:
         logits: head -> (B, classes).
         values: head -> (B,) int64, -100 for none; `words` -> (B, classes) of 0 and 1.
+        shares: head -> factor that makes the mean over the ranks that of the global batch.
     """
-    total = torch.zeros(())
+    total = torch.zeros((), device=next(iter(logits.values())).device)
     for head, found in logits.items():
+        share = 1.0 if shares is None else shares[head]
         if values[head].is_floating_point():  # words; a label may have that name too
-            total = total + functional.binary_cross_entropy_with_logits(
+            total = total + share * functional.binary_cross_entropy_with_logits(
                 found.float(), values[head]
             ) * (found.shape[1] ** 0.5)
         elif (values[head] >= 0).any():
-            total = total + functional.cross_entropy(found.float(), values[head])
+            total = total + share * functional.cross_entropy(found.float(), values[head])
+        else:  # of no weight, but ranks wait for the gradient of every head
+            total = total + 0.0 * found.float().sum()
     return total
 
 
@@ -218,20 +279,3 @@ def head_accuracy(model: Classifier, pixels: Tensor, targets: Targets) -> dict[s
                 known = value >= 0
                 right[head].append((found.argmax(1) == value)[known].float())
     return {head: float(torch.cat(found).mean()) for head, found in right.items()}
-
-
-def one_cycle(
-    optimizer: torch.optim.Optimizer, rate: float, *, steps: int, warmup: float
-) -> torch.optim.lr_scheduler.OneCycleLR:
-    """The rate rises to its peak for a share `warmup` of the steps, then falls to next to nothing.
-
-    Args:
-        optimizer: whose rate is set.
-        rate: peak.
-        steps: in all, at least 1.
-        warmup: share of the steps, 0..1.
-    """
-    # torch divides by the length of the rise less one step, which may be exactly 0.
-    if abs(warmup * steps - 1) < 1e-6:
-        warmup *= 1.5
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=warmup)

@@ -1,4 +1,4 @@
-"""The training loop of a distillation stage. Every effect enters as an argument."""
+"""The training loop, the same for every stage. Every effect enters as an argument."""
 
 from __future__ import annotations
 
@@ -6,28 +6,66 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sdn.checkpoint import Checkpoint
-from sdn.config import to_dict
-from sdn.data.images import to_image
-from sdn.stages import STAGES, StageName, scales_of
-from sdn.teacher import Teacher, channels_last
+from sdn.ranks import ALONE, Rank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
-    from sdn.config import StageConfig
-    from sdn.data.records import Batch
-    from sdn.student import Student, Taps
+    from sdn.checkpoint import Checkpoint
+
+
+class Taken(Protocol):
+    """What the loop needs to know of a batch."""
+
+    @property
+    def step(self) -> int:
+        """Global step that it is for."""
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the step."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the samples really read."""
+
+
+B = TypeVar("B", bound=Taken)
+
+
+class Trainee(Protocol):
+    """What is trained: all of its state, and how far it is."""
+
+    name: str
+    """Stage, as in the config."""
+    step: int
+    """Global steps done."""
+    steps: int
+    """Of the whole training."""
+    images_seen: int
+    """Over all ranks."""
+    precision: str
+    recent_loss: float | None
+    """Mean total loss since the last checkpoint; set by the loop."""
+    rate: float
+    """Learning rate of the last step."""
+    device: torch.device
+
+    def checkpoint(self) -> Checkpoint:
+        """All state, on the CPU, independent of what comes next."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where `checkpoint` was taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What one step did, on one rank."""
+    """What one step did."""
 
     step: int
     """Global steps done."""
@@ -36,7 +74,7 @@ class StepReport:
     images_seen: int
     """Over all ranks."""
     losses: dict[str, float]
-    """`loss/{tap}` and `loss/total`, of this rank's share of the batch."""
+    """`loss/{term}` and `loss/total`, over the global batch."""
     rate: float
     """Learning rate of the step."""
     gradient_norm: float
@@ -44,243 +82,174 @@ class StepReport:
     """Over all ranks, in the window since the last report."""
     waiting_share: float
     """Share of that window spent waiting for data, 0..1."""
+    memory_gib: float
+    """Peak of this rank: of the GPU where it has one, else of the process."""
+    gpu_share: float | None = None
+    """Share of the time in which the GPU computes, 0..1; None where it does not say."""
 
 
-def rate_at(step: int, steps: int, config: StageConfig) -> float:
-    """Learning rate of global step `step` (from 0) out of `steps`."""
-    if config.schedule == "constant":
-        return config.rate
-    warmup = max(1, round(config.warmup_share * steps))
-    if step < warmup:
-        return config.rate * (step + 1) / warmup
-    along = (step - warmup) / max(1, steps - warmup)  # 0..1
-    return config.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
+class LossNotFiniteError(FloatingPointError):
+    """A loss, or its gradient, is not finite: going on would spoil the weights."""
 
-
-def average_decay(step: int, steps: int, config: StageConfig) -> float:
-    """Decay of the weights' moving average: a horizon in steps, shorter while there are few."""
-    horizon = max(1.0, config.average_share * steps)
-    return min(1 - 1 / horizon, (1 + step) / (10 + step))
-
-
-class Trainer:
-    """One stage on one rank: student, optimizer, moving average, and the step that moves them."""
-
-    def __init__(
-        self,
-        stage: StageName,
-        student: Student,
-        teacher: Teacher,
-        config: StageConfig,
-        *,
-        steps: int,
-        tap_means: Mapping[str, float],
-        precision: str,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-    ) -> None:
-        """Args:
-        stage: which losses.
-        student: its weights are the start; changed in place.
-        teacher: frozen.
-        config: of the stage.
-        steps: global steps of the whole stage.
-        tap_means: see `sdn.stages.scales_of`.
-        precision: "float32" or "bf16".
-        wrap: makes the student distributed; the identity on one rank.
-        """
-        self.stage, self.config, self.steps, self.precision = stage, config, steps, precision
-        self.device = next(student.parameters()).device
-        self.student = channels_last(student)
-        self.teacher = teacher
-        self.scales = scales_of(config, tap_means)
-        self.forward: Callable[[Tensor], Taps] = self.student
-        if any(config.weights.of(name) == 0 for name in teacher.names):
-            self._freeze_what_no_term_reaches()
-        self.forward = wrap(self.student)
-        self.optimizer = torch.optim.Adam(
-            student.parameters(), lr=config.rate, betas=(0.9, config.beta2), fused=True
-        )
-        self.average: dict[str, Tensor] | None = None
-        if config.average_share > 0:
-            self.average = {k: v.detach().clone() for k, v in student.state_dict().items()}
-        self.step = 0
-        self.images_seen = 0
-
-    def _freeze_what_no_term_reaches(self) -> None:
-        """With an image weight of 0, say, stage one leaves the last convolution as it is.
-
-        Distributed training waits for the gradient of every parameter that wants one.
-        """
-        text = torch.zeros(1, self.student.fc7.in_features, device=self.device)
-        side = self.student.top[1] * 2 ** len(self.student.blocks)
-        terms = self.losses(text, torch.zeros(1, 3, side, side, device=self.device))
-        wanted = [p for p in self.student.parameters() if p.requires_grad]
-        total = torch.stack(list(terms.values())).sum()
-        found = torch.autograd.grad(total, wanted, allow_unused=True)
-        for parameter, gradient in zip(wanted, found, strict=True):
-            parameter.requires_grad_(gradient is not None)
-
-    def losses(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Weighted terms of the stage, one a tap: scalar float32 each."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return STAGES[self.stage](
-                self.forward,
-                self.teacher,
-                text,
-                image,
-                weights=self.config.weights,
-                scales=self.scales,
-            )
-
-    def advance(self, batch: Batch, text: Tensor, images: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimizer step; returns the terms and the norm of the gradient.
-
-        Args:
-            batch: this rank's share.
-            text: (B, D), embeddings of its captions.
-            images: images of the global batch.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.step, self.steps, self.config)
-        image = to_image(batch.pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
-        terms = self.losses(text.to(self.device), image)
-        total = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad()
-        # The weight makes the mean over ranks the exact mean over an uneven global batch.
-        (total * batch.weight).backward()  # type: ignore[no-untyped-call]
-        norm = gradient_norm_of(self.student)
-        self.optimizer.step()
-        self._update_average()
-        self.step += 1
-        self.images_seen += images
-        return {name: term.detach() for name, term in terms.items()}, norm
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self.average is None:
-            return
-        decay = average_decay(self.step, self.steps, self.config)
-        state = self.student.state_dict()
-        torch._foreach_lerp_(
-            list(self.average.values()), [state[k] for k in self.average], 1 - decay
+    def __init__(self, step: int, terms: tuple[str, ...], name: str, precision: str) -> None:
+        self.step, self.terms, self.name, self.precision = step, terms, name, precision
+        changes = [f"a lower rate (--set {name}.rate=...)"]
+        if name.startswith("stage"):
+            changes.append(f"a limit to the gradient (--set {name}.clip=1)")
+            if precision != "float32":
+                changes.append(f"more exact numbers (--set {name}.precision=float32)")
+        super().__init__(
+            f"{name}: loss not finite at step {step} in {', '.join(terms)}; the last checkpoint is "
+            "good, but the same training would come to the same point again. A change makes it "
+            f"another one, with a key of its own: {', or '.join(changes)}"
         )
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights to go on with: the moving average where one is kept."""
-        return dict(self.average if self.average is not None else self.student.state_dict())
-
-    def checkpoint(self) -> Checkpoint:
-        """All state, on the CPU, independent of what the trainer does next."""
-        return Checkpoint(
-            step=self.step,
-            images_seen=self.images_seen,
-            student=_copied(self.student.state_dict()),
-            average=None if self.average is None else _copied(self.average),
-            optimizer=_copied(self.optimizer.state_dict()),
-            config=to_dict(self.config),
-            precision=self.precision,
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where `checkpoint` was taken."""
-        self.student.load_state_dict(checkpoint.student)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        if checkpoint.average is not None and self.average is not None:
-            for name, value in checkpoint.average.items():
-                self.average[name].copy_(value)
-        self.step, self.images_seen = checkpoint.step, checkpoint.images_seen
-        self.precision = checkpoint.precision
+    def __reduce__(self) -> tuple[type[LossNotFiniteError], tuple[Any, ...]]:
+        """Pickle by the parts: the error must cross from a worker to its driver."""
+        return type(self), (self.step, self.terms, self.name, self.precision)
 
 
 def train(
-    trainer: Trainer,
-    batches: Iterable[Batch],
-    embed: Callable[[tuple[str, ...]], Tensor],
+    trainee: Trainee,
+    batches: Iterable[B],
+    advance: Callable[[B], tuple[dict[str, Tensor], Tensor]],
     *,
-    images_in: Callable[[int], int],
     save_every: int,
-    save: Callable[[Trainer], None],
+    save: Callable[[], None],
     report: Callable[[StepReport], None],
     report_every: int = 20,
-    consumed: Callable[[Batch], None] = lambda batch: None,
-) -> None:
-    """Run the stage from where the trainer stands to the end of `batches`.
+    consumed: Callable[[B], None] = lambda batch: None,
+    rank: Rank = ALONE,
+    stopping: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> bool:
+    """Train from where the trainee stands to the end of `batches`.
 
     Args:
-        trainer: new, or restored from a checkpoint.
-        batches: this rank's, from the trainer's step on.
-        embed: captions -> (B, D).
-        images_in: global step -> images in its global batch.
+        trainee: new, or restored from a checkpoint.
+        batches: this rank's, from the trainee's step on.
+        advance: one optimizer step on a batch; returns its terms, whose mean over the ranks is
+            that of the global batch, and the norm of the gradient.
         save_every: steps between two calls of `save`; the last step is always saved.
-        save: stores a checkpoint.
+        save: stores a checkpoint; called on every rank at the same steps.
         report: receives every `report_every`-th step and the last.
+        report_every: steps.
         consumed: receives each batch after its step.
+        rank: this one.
+        stopping: whether this rank has been asked to stop.
+        clock: seconds.
+
+    Returns:
+        True at the end; False where a rank was asked to stop, the last step saved on all.
 
     Raises:
-        FloatingPointError: a loss is not finite; the text names step and terms.
+        LossNotFiniteError: a loss is not finite; the text names step and terms.
     """
-    window_start, waited, seen_before = time.perf_counter(), 0.0, trainer.images_seen
+    window = _Window(trainee, rank, clock)
     iterator = iter(batches)
-    while True:
-        began = time.perf_counter()
-        batch = next(iterator, None)
-        waited += time.perf_counter() - began
-        if batch is None:
-            return
-        assert batch.step == trainer.step, f"batch of step {batch.step} at step {trainer.step}"
-        rate = rate_at(trainer.step, trainer.steps, trainer.config)
-        terms, norm = trainer.advance(batch, embed(batch.captions), images_in(trainer.step))
+    while (batch := window.waiting(iterator)) is not None:
+        assert batch.step == trainee.step, f"batch of step {batch.step} at step {trainee.step}"
+        window.add(*advance(batch))
         consumed(batch)
-        done = trainer.step == trainer.steps
-        if trainer.step % report_every == 0 or done:
-            losses = _finite({name: float(term) for name, term in terms.items()}, trainer.step)
-            elapsed = time.perf_counter() - window_start
-            report(
-                StepReport(
-                    step=trainer.step,
-                    steps=trainer.steps,
-                    images_seen=trainer.images_seen,
-                    losses=losses,
-                    rate=rate,
-                    gradient_norm=float(norm),
-                    images_per_s=(trainer.images_seen - seen_before) / elapsed,
-                    waiting_share=waited / elapsed,
-                )
+        done = trainee.step == trainee.steps
+        stop = rank.any(stopping()) and not done
+        due = trainee.step % save_every == 0 or done or stop
+        reported = trainee.step % report_every == 0 or done
+        if due or reported:
+            losses, norm = window.check()
+            if reported:
+                report(window.report(losses, norm))
+        if due:
+            trainee.recent_loss = window.mean_loss()
+            save()
+        if stop:
+            return False
+    return True
+
+
+class _Window:
+    """What happened since the last report, its values still where they were computed."""
+
+    def __init__(self, trainee: Trainee, rank: Rank, clock: Callable[[], float]) -> None:
+        self._trainee, self._rank, self._clock = trainee, rank, clock
+        self._rows: list[Tensor] = []
+        self._names: tuple[str, ...] = ()
+        self._totals: list[float] = []
+        self._start()
+
+    def _start(self) -> None:
+        self._began, self._waited = self._clock(), 0.0
+        self._seen = self._trainee.images_seen
+
+    def waiting(self, iterator: Any) -> Any:
+        """The next batch or None, the time until it came noted."""
+        began = self._clock()
+        batch = next(iterator, None)
+        self._waited += self._clock() - began
+        return batch
+
+    def add(self, terms: dict[str, Tensor], norm: Tensor) -> None:
+        self._names = tuple(terms)
+        # One small tensor a step: its values are fetched from a GPU once a window.
+        self._rows.append(torch.stack([*terms.values(), norm]).detach())
+
+    def check(self) -> tuple[dict[str, float], float]:
+        """Losses and gradient norm of the last step, after all since the last check were looked at.
+
+        The same on every rank.
+        """
+        rows = self._rank.mean(torch.stack(self._rows).float()).cpu()
+        names = (*self._names, "its gradient")
+        first = self._trainee.step - len(rows) + 1
+        # In fp16 gradients may overflow: their step is left out and the scale lowered. That must
+        # come to an end.
+        overflow = self._trainee.precision == "fp16" and (
+            len(rows) < 8 or bool(rows[:, -1].isfinite().any())
+        )
+        for n, row in enumerate(rows):
+            finite = row.isfinite().tolist()
+            wrong = tuple(
+                name
+                for name, fine in zip(names, finite, strict=True)
+                if not fine and not (overflow and name == names[-1])
             )
-            window_start, waited, seen_before = time.perf_counter(), 0.0, trainer.images_seen
-        if trainer.step % save_every == 0 or done:
-            # The gradient too: the step has already moved the weights by it, on every rank.
-            found = {name: float(term) for name, term in terms.items()}
-            _finite(found | {"its gradient": float(norm)}, trainer.step)
-            save(trainer)
+            if wrong:
+                trainee = self._trainee
+                raise LossNotFiniteError(first + n, wrong, trainee.name, trainee.precision)
+        self._totals += rows[:, :-1].sum(1).tolist()
+        self._rows = []
+        losses = dict(zip(self._names, rows[-1, :-1].tolist(), strict=True))
+        return losses, float(rows[-1, -1])
+
+    def report(self, losses: dict[str, float], norm: float) -> StepReport:
+        elapsed = max(self._clock() - self._began, 1e-9)
+        trainee = self._trainee
+        found = StepReport(
+            step=trainee.step,
+            steps=trainee.steps,
+            images_seen=trainee.images_seen,
+            losses={f"loss/{name}": value for name, value in losses.items()}
+            | {"loss/total": sum(losses.values())},
+            rate=trainee.rate,
+            gradient_norm=norm,
+            images_per_s=(trainee.images_seen - self._seen) / elapsed,
+            waiting_share=self._waited / elapsed,
+            memory_gib=peak_memory_gib(trainee.device),
+            gpu_share=_gpu_share(trainee.device),
+        )
+        self._start()
+        return found
+
+    def mean_loss(self) -> float | None:
+        """Mean total loss of the steps checked since this was last asked for."""
+        totals, self._totals = self._totals, []
+        return sum(totals) / len(totals) if totals else None
 
 
 def gradient_norm_of(module: nn.Module) -> Tensor:
     """Euclidean norm of the gradient of all parameters."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients)
-
-
-class Embedder:
-    """Captions to embeddings, each caption encoded once: the encoder is frozen."""
-
-    def __init__(self, encode: Callable[[list[str]], Tensor], most: int = 200_000) -> None:
-        """Args:
-        encode: captions -> (B, D).
-        most: captions remembered (4 kB each at D = 1024).
-        """
-        self._encode, self._most = encode, most
-        self._known: dict[str, Tensor] = {}
-
-    def __call__(self, captions: tuple[str, ...]) -> Tensor:
-        """(B, D) float32."""
-        new = sorted({caption for caption in captions if caption not in self._known})
-        if len(self._known) + len(new) > self._most:
-            self._known.clear()
-            new = sorted(set(captions))
-        if new:
-            self._known.update(zip(new, self._encode(new), strict=True))
-        return torch.stack([self._known[caption] for caption in captions])
 
 
 def available_cores() -> int:
@@ -303,23 +272,48 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
 
 
-def _finite(losses: dict[str, float], step: int) -> dict[str, float]:
-    wrong = [name for name, value in losses.items() if not math.isfinite(value)]
-    if wrong:
-        raise FloatingPointError(
-            f"loss not finite at step {step} in {', '.join(wrong)}; the last checkpoint is good: "
-            "lower the stage's rate or set its precision to float32"
-        )
-    named = {f"loss/{name}": value for name, value in losses.items()}
-    return named | {"loss/total": sum(losses.values())}
+def one_cycle(step: int, steps: int, warmup_share: float, floor: float = 0.01) -> float:
+    """Share of the peak rate at a step: a straight rise, then half a cosine down to `floor`.
+
+    Args:
+        step: from 0.
+        steps: in all.
+        warmup_share: share of the steps that rise, 0..1.
+        floor: share of the peak at the end.
+    """
+    warmup = max(1, round(warmup_share * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    along = (step - warmup) / max(1, steps - warmup)  # 0..1
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * along))
 
 
-def _copied(value: Any) -> Any:
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far in GiB: of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def copied(value: Any) -> Any:
     """A nested state with every tensor copied to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
+        return {key: copied(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_copied(inner) for inner in value]
+        return [copied(inner) for inner in value]
     return value
+
+
+def _gpu_share(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (ModuleNotFoundError, RuntimeError):  # needs a package of NVIDIA's and its driver
+        return None

@@ -69,7 +69,7 @@ def chain(run: Run) -> dict[str, Any]:
 
 def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[str, Any]:
     """The stages after the preparation, which MLflow's runs belong to."""
-    tracked.finished(data, run.store.fetch(data.folder))
+    tracked.finished(data, run.store.files(data.folder))
     taught = do(run, work.teacher(run, data), tracked)
     encoder = do(run, work.captions(run, data, taught), tracked)
     inputs = {"data": data, "teacher": taught, "captions": encoder}

@@ -18,10 +18,11 @@ from pipelines.tracking import never_raising
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from uuid import UUID
 
+    from pipelines.stage import Stage
     from pipelines.tracking import Tracker
+    from sdn.data.files import Files
 
 terminal: ContextVar[Callable[[str, float, str], None] | None] = ContextVar(
     "terminal", default=None
@@ -53,7 +54,7 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
 
     live: AbstractContextManager[None] = nullcontext()
     if tracked is not None and not done_before:
-        live = tracked.mirroring(job, run.store.workspace(stage.folder))
+        live = tracked.mirroring(job, training_place(run, stage))
     if not done_before:
         run.progress(stage.name, 0.0, "starting")
     with live:
@@ -63,8 +64,13 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
     else:
         run.progress(stage.name, 1.0, "")
     if tracked is not None:
-        tracked.finished(done, run.store.fetch(stage.folder))
+        tracked.finished(done, training_place(run, stage))
     return done
+
+
+def training_place(run: Run, stage: Stage) -> Files:
+    """Where the training of a stage writes its points and sheets."""
+    return run.store.files(f"training/{stage.short}")
 
 
 class Tracked:
@@ -85,15 +91,16 @@ class Tracked:
             raise
 
     @contextmanager
-    def mirroring(self, job: Job, folder: Path) -> Iterator[None]:
+    def mirroring(self, job: Job, place: Files) -> Iterator[None]:
         """While the stage works, its points go to MLflow every few seconds."""
         over = threading.Event()
 
         def mirror() -> None:
             while not over.wait(_SYNC_EVERY_S):
-                if (folder / "points.jsonl").exists():
-                    with never_raising(f"points of {job.stage.name}"):
-                        self.tracker.points(self._run(job.stage.name, job.stage.key), folder)
+                with never_raising(f"points of {job.stage.name}"):
+                    run = self._run(job.stage.name, job.stage.key)
+                    self.tracker.points(run, place)
+                    self.tracker.sheets(run, place)
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(mirror,), name="mlflow", daemon=True)
@@ -108,7 +115,7 @@ class Tracked:
             over.set()
             thread.join(timeout=60)
 
-    def finished(self, done: Done, folder: Path) -> None:
+    def finished(self, done: Done, place: Files) -> None:
         """A nested run of a finished stage, once: points, numbers of its result, its trials.
 
         Also for a stage of an earlier run, whose tracking server may not have answered then.
@@ -117,7 +124,8 @@ class Tracked:
             run = self._run(done.name, done.key)
             if self.tracker.finished(run):
                 return
-            self.tracker.points(run, folder)
+            self.tracker.points(run, place)
+            self.tracker.sheets(run, place)
             self.tracker.log(
                 run,
                 metrics={"seconds": done.seconds} | _numbers(done.result),

@@ -75,7 +75,7 @@ def batches(
         start_step: global step of the first batch; where an interrupted run goes on.
         steps: number of batches; None goes on for ever.
         rank: in 0..world - 1.
-        world: number of ranks; divides the plan's `lanes` and `global_batch`.
+        world: number of ranks; divides the plan's `lanes`, at most its `global_batch`.
         workers: threads that prepare batches; 0 prepares them in the caller's thread. They change
             nothing in the batches or their order. Closing the iterator ends the threads.
         prefetch: batches that each worker prepares ahead; 0 is one for all workers together.

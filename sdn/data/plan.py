@@ -5,7 +5,8 @@ shards are permuted and laid end to end; that sequence of N samples is cut into 
 runs (the first N % lanes of them one longer), and each run is shuffled in windows. Position p of
 the epoch is sample p // lanes of lane p % lanes, so every lane is read in sequence, and one rank of
 a world whose size divides `lanes` reads its own lanes only. Step t of the epoch covers positions
-[t * B, min((t + 1) * B, N)); rank r takes those with p % world == r. Any step of any epoch is
+[t * B, min((t + 1) * B, N)); rank r takes those with p % world == r, so its share may be one larger
+than another rank's. Any step of any epoch is
 direct arithmetic: resuming replays nothing.
 
 Random choices come from numpy's counter-based Philox, keyed by what is chosen, so no result depends
@@ -90,7 +91,7 @@ class Plan:
         Args:
             step: from 0 over all epochs.
             rank: in 0..world - 1.
-            world: number of ranks; divides `lanes` and `global_batch`.
+            world: number of ranks; divides `lanes`, at most `global_batch`.
 
         Raises:
             ValueError: an impossible world, rank or step.
@@ -103,8 +104,7 @@ class Plan:
         epoch, t = divmod(step, self.steps_per_epoch)
         first = t * self.global_batch
         last = min(first + self.global_batch, self.samples)
-        # `world` divides `first`, so the first position of rank r is r further on.
-        shards, rows = self._at(epoch, np.arange(first + rank, last, world))
+        shards, rows = self._at(epoch, np.arange(first + (rank - first) % world, last, world))
         filler = None
         if not len(rows):
             (shard,), (row,) = self._at(epoch, np.arange(first, first + 1))
@@ -162,22 +162,17 @@ class Plan:
 
 
 def check_world(world: int, lanes: int, global_batch: int) -> None:
-    """Refuse a number of ranks that cannot share the lanes and the global batch evenly.
+    """Refuse a number of ranks that cannot share the lanes, or has more ranks than samples a step.
 
     Raises:
-        ValueError: names the numbers that can, and global batches for this one.
+        ValueError: names the numbers that can.
     """
-    if world >= 1 and lanes % world == 0 and global_batch % world == 0:
+    if 1 <= world <= global_batch and lanes % world == 0:
         return
-    allowed = [n for n in range(1, lanes + 1) if lanes % n == 0 and global_batch % n == 0]
-    batches = ""
-    if world >= 1 and lanes % world == 0:
-        below = global_batch // world * world
-        near = [str(batch) for batch in (below, below + world) if batch > 0]
-        batches = f"{world} could share one of {' or '.join(near)}; ranks "
+    allowed = [n for n in range(1, min(lanes, global_batch) + 1) if lanes % n == 0]
     raise ValueError(
-        f"{world} ranks cannot share {lanes} lanes and a global batch of {global_batch} evenly; "
-        f"{batches}possible: {', '.join(map(str, allowed))}"
+        f"{world} ranks cannot share {lanes} lanes and a global batch of {global_batch}; "
+        f"possible: {', '.join(map(str, allowed))}"
     )
 
 

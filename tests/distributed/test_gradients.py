@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from pipelines.worker import _agree, _wrap
 from sdn.captions import new_encoder, save_encoder
 from sdn.config import (
     CaptionConfig,
@@ -24,7 +23,8 @@ from sdn.data.records import Record
 from sdn.data.shards import Writing, write_dataset
 from sdn.data.sources import Given
 from sdn.sampling import ENCODER
-from sdn.stage_run import TAP_MEANS, TEACHER, Rank, StageInputs, new_student, run_stage
+from sdn.ranks import Rank, of_process_group
+from sdn.stage_run import TAP_MEANS, TEACHER, StageInputs, new_student, run_stage
 from sdn.teacher import empty_teacher, save_teacher
 
 WORLD, TIMEOUT_S = 2, 90
@@ -81,7 +81,7 @@ def write_inputs(folder):
     save_encoder(new_encoder(CONFIG.captions), folder / ENCODER)
 
 
-def train_all(folder, rank, world):
+def train_all(folder):
     """Every case on one rank: its last checkpoint and the keys that it read in each step."""
     found = {}
     for stage, count in CASES:
@@ -92,7 +92,7 @@ def train_all(folder, rank, world):
             StageInputs(data=folder / f"data-{count}", teacher=folder, captions=folder),
             save=lambda trainer, saved=saved: saved.append(trainer.step),
             report=lambda step: None,
-            rank=Rank(rank=rank, world=world, wrap=_wrap(world), agree=_agree(world)),
+            rank=of_process_group(torch.device("cpu")),
             consumed=lambda batch, read=read: read[batch.step].extend(batch.keys),
         )
         state = trainer.checkpoint()
@@ -101,7 +101,7 @@ def train_all(folder, rank, world):
             "images_seen": state.images_seen,
             "saved": saved,
             "read": dict(read),
-            "weights": state.student,
+            "weights": state.model,
             "average": state.average,
             "moments": {n: s["exp_avg"] for n, s in state.optimizer["state"].items()},
         }
@@ -113,7 +113,7 @@ def run_rank(rank, folder, port):
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD
     )
-    torch.save(train_all(folder, rank, WORLD), folder / f"rank-{rank}.pt")
+    torch.save(train_all(folder), folder / f"rank-{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -141,7 +141,7 @@ def runs(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = train_all(folder, 0, 1)
+        alone = train_all(folder)
     finally:
         torch.set_num_threads(threads)
     both = [torch.load(folder / f"rank-{r}.pt", weights_only=False) for r in range(WORLD)]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sdn import checkpoint
-from sdn.checkpoint import Checkpoint, DamagedCheckpointError, load, newest, save
+from sdn.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError
+from sdn.data.files import LocalFolder
 
 
 def sample(step=7, average=True):
@@ -19,7 +20,8 @@ def sample(step=7, average=True):
     return Checkpoint(
         step=step,
         images_seen=step * 8,
-        student=weights,
+        steps=100,
+        model=weights,
         average={k: v + 1 for k, v in weights.items()} if average else None,
         optimizer={
             "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(4, 3)}},

@@ -80,7 +80,7 @@ def test_fitted_teacher_is_written_with_its_means(data, tmp_path):
     """The file opens as the teacher; the means are those of every tap over all training images."""
     reports = []
     result = write_teacher(
-        tmp_path, data, CONFIG, threads=1, report=lambda share, text: reports.append((share, text))
+        tmp_path, data, CONFIG, report=lambda share, text: reports.append((share, text))
     )
     teacher = open_teacher(tmp_path / TEACHER)
     means = json.loads((tmp_path / TAP_MEANS).read_text())
@@ -107,7 +107,7 @@ def test_accuracy_is_of_images_that_were_not_fitted_on(data, tmp_path, monkeypat
         return measure(model, pixels, targets)
 
     monkeypatch.setattr(sdn.fitting, "head_accuracy", watching)
-    first = write_teacher(tmp_path, data, CONFIG, threads=1)
+    first = write_teacher(tmp_path, data, CONFIG)
     pixels, targets = seen[0]
     held = load_split(data, "validation")
     assert torch.equal(pixels, held.pixels)
@@ -117,7 +117,7 @@ def test_accuracy_is_of_images_that_were_not_fitted_on(data, tmp_path, monkeypat
 
     bare = tmp_path / "bare"
     tiny_data.write(bare, [coloured(n, "train") for n in range(12)])
-    write_teacher(tmp_path, bare, CONFIG, threads=1)
+    write_teacher(tmp_path, bare, CONFIG)
     assert len(seen[1][0]) == 12
 
 
@@ -132,7 +132,7 @@ def test_fitting_reads_the_training_split_only(data, tmp_path):
     found = []
     for name, folder in (("a", data), ("b", other)):
         (tmp_path / name).mkdir()
-        write_teacher(tmp_path / name, folder, CONFIG, threads=1)
+        write_teacher(tmp_path / name, folder, CONFIG)
         found.append(open_teacher(tmp_path / name / TEACHER).state_dict())
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
@@ -143,7 +143,7 @@ def test_given_weights_are_loaded_and_not_fitted(data, tmp_path, weights):
     config = TeacherConfig(
         arch="vgg11", width=0.05, convention="mean-255", weights=str(path), sha256=file_digest(path)
     )
-    result = write_teacher(tmp_path, data, config, threads=1)
+    result = write_teacher(tmp_path, data, config)
     teacher = open_teacher(tmp_path / TEACHER)
     assert teacher.convention == "mean-255"
     state = expected.state_dict()
@@ -159,7 +159,7 @@ def test_wrong_weights_write_nothing(data, tmp_path, weights):
     folder.mkdir()
     config = TeacherConfig(arch="vgg11", width=0.05, weights=str(weights[0]), sha256="0" * 64)
     with pytest.raises(ValueError, match=r"weights\.pth has SHA-256"):
-        write_teacher(folder, data, config, threads=1)
+        write_teacher(folder, data, config)
     assert list(folder.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ from sdn.data.images import to_image
 from sdn.fitting import targets_like
 from sdn.taps import blocks_of
 from sdn.teacher import Teacher
+from sdn.fit import one_cycle
 from sdn.teacher_fitting import (
     WORDS,
     Classifier,
@@ -19,7 +20,6 @@ from sdn.teacher_fitting import (
     fit_teacher,
     head_accuracy,
     heads_loss,
-    one_cycle,
     tap_means,
     targets_of,
 )

@@ -10,7 +10,7 @@ from sdn.data.records import Batch
 from sdn.student import Student
 from sdn.taps import blocks_of
 from sdn.teacher import Teacher
-from sdn.training import Trainer, rate_at
+from sdn.trainer import Trainer, rate_at
 
 BLOCKS = blocks_of("vgg11", 0.04)
 

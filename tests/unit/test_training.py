@@ -11,7 +11,7 @@ import pytest
 import tiny_data
 import torch
 
-from sdn import checkpoint
+from sdn.checkpoint import Checkpoints
 from sdn.captions import new_encoder, save_encoder
 from sdn.config import (
     CaptionConfig,
@@ -21,11 +21,13 @@ from sdn.config import (
     StudentConfig,
     TeacherConfig,
 )
+from sdn.data.files import LocalFolder
 from sdn.data.records import Batch
 from sdn.sampling import ENCODER
 from sdn.stage_run import (
     TAP_MEANS,
     TEACHER,
+    Embedder,
     StageInputs,
     images_of,
     new_student,
@@ -35,7 +37,8 @@ from sdn.stage_run import (
     write_model,
 )
 from sdn.teacher import empty_teacher, open_teacher, save_teacher
-from sdn.training import Embedder, Trainer, average_decay, choose_precision, rate_at, train
+from sdn.trainer import Trainer, average_decay, rate_at
+from sdn.training import choose_precision, train
 
 STAGE_NAMES = ("stage_one", "stage_two")
 
@@ -140,7 +143,7 @@ def assert_same(a, b, where=""):
 
 
 def assert_same_state(a, b):
-    for name in ("step", "images_seen", "student", "average", "optimizer", "precision"):
+    for name in ("step", "images_seen", "model", "average", "optimizer", "precision"):
         assert_same(getattr(a, name), getattr(b, name), name)
 
 
@@ -297,12 +300,12 @@ def test_resumed_stage_is_bit_for_bit_the_uninterrupted_one(inputs, tmp_path, na
 
     def stopping(trainer):
         if trainer.step == stop:
-            checkpoint.save(trainer.checkpoint(), tmp_path / f"step-{trainer.step}")
+            Checkpoints(LocalFolder(tmp_path)).save(trainer.checkpoint())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_stage(name, config, inputs, save=stopping, report=lambda report: None)
-    found = checkpoint.load(checkpoint.newest(tmp_path))
+    found = Checkpoints(LocalFolder(tmp_path)).newest()
     assert found.step == stop
     assert_same_state(found, whole_states[stop])
 
@@ -411,14 +414,18 @@ def loop(trainer, count, **changes):
     """Run `train` on `count` made batches and return what it saved and reported."""
     saved, reports = [], []
     arguments = {
-        "images_in": lambda step: 3,
         "save_every": 2,
-        "save": lambda trainer: saved.append(trainer.step),
+        "save": lambda: saved.append(trainer.step),
         "report": reports.append,
         "report_every": 3,
     }
     batches = (batch_of(step) for step in range(trainer.step, count))
-    train(trainer, batches, embed, **(arguments | changes))
+    train(
+        trainer,
+        batches,
+        lambda batch: trainer.advance(batch, embed(batch.captions), 3),
+        **(arguments | changes),
+    )
     return saved, reports
 
 
@@ -443,11 +450,11 @@ def test_loss_that_is_not_finite_stops_the_stage(inputs, monkeypatch, value, at)
         return terms
 
     monkeypatch.setattr(Trainer, "losses", broken)
-    with pytest.raises(FloatingPointError, match=r"not finite at step 4 in .*conv2_1"):
+    with pytest.raises(FloatingPointError, match=rf"not finite at step {at} in .*conv2_1"):
         loop(
             trainer,
             8,
-            save=lambda trainer: saved.append(trainer.step),
+            save=lambda: saved.append(trainer.step),
             report=reports.append,
             report_every=100,
         )
@@ -463,7 +470,7 @@ def test_loss_that_is_not_finite_is_never_reported(inputs, monkeypatch):
         "losses",
         lambda self, text, image: {"image": self.student(text)["image"].sum() * math.nan},
     )
-    with pytest.raises(FloatingPointError, match="at step 3 in image"):
+    with pytest.raises(FloatingPointError, match="at step 1 in image"):
         loop(trainer_of(inputs, steps=8), 8, save_every=100, report=reports.append)
     assert reports == []
 
@@ -482,12 +489,12 @@ def test_a_bad_stage_leaves_its_last_good_checkpoint(inputs, tmp_path, monkeypat
             "stage_one",
             config_of(epochs=3),
             inputs,
-            save=lambda t: checkpoint.save(t.checkpoint(), tmp_path / f"step-{t.step}"),
+            save=lambda t: Checkpoints(LocalFolder(tmp_path)).save(t.checkpoint()),
             report=lambda report: None,
         )
-    found = checkpoint.load(checkpoint.newest(tmp_path))
+    found = Checkpoints(LocalFolder(tmp_path)).newest()
     assert found.step == 4
-    assert all(value.isfinite().all() for value in found.student.values())
+    assert all(value.isfinite().all() for value in found.model.values())
 
 
 def test_weights_gone_bad_in_the_step_are_not_saved(inputs, monkeypatch):
@@ -512,7 +519,7 @@ def test_weights_gone_bad_in_the_step_are_not_saved(inputs, monkeypatch):
 
     monkeypatch.setattr(Trainer, "losses", spoiled)
     with pytest.raises(FloatingPointError, match="step 2 in its gradient"):
-        loop(trainer, 4, save=lambda trainer: saved.append(trainer.step))
+        loop(trainer, 4, save=lambda: saved.append(trainer.step))
     assert saved == []
 
 

@@ -13,9 +13,9 @@ from sdn.caption_fitting import fit_captions
 from sdn.captions import new_encoder, save_encoder
 from sdn.config import CaptionConfig, RunConfig, StageConfig, TeacherConfig
 from sdn.sampling import ENCODER
-from sdn.stage_run import TAP_MEANS, TEACHER, Rank, StageInputs, run_stage
+from sdn.ranks import Rank
+from sdn.stage_run import TAP_MEANS, TEACHER, Embedder, StageInputs, run_stage
 from sdn.teacher import empty_teacher, save_teacher
-from sdn.training import Embedder
 
 
 @pytest.mark.parametrize("loss", ["joint-embedding", "contrastive"])

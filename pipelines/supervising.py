@@ -1,0 +1,245 @@
+"""Sees a stage's training through to its end, whatever happens to ranks, nodes and servers.
+
+Ray Train makes one attempt at a time. What fails is judged here: an error that would come again is
+raised at once, anything else is tried again from the newest whole checkpoint, as long as each few
+attempts come further than the ones before.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import gc
+import logging
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, cast
+
+from pipelines.cluster import has_gpu
+from pipelines.hanging import end_ranks, stacks_of
+from pipelines.reasons import TrainingError, final, reason
+from pipelines.worker import StageOrder, catch_sigterm, train_rank
+from sdn.checkpoint import Checkpoint, Checkpoints
+from sdn.running import refuse_known_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Listen = Callable[[str, dict[str, Any]], None]
+
+logger = logging.getLogger(__name__)
+MAX_FAILURES = 3
+"""Attempts in a row that may fail without a new checkpoint between them."""
+_OVER = "over"
+"""Kind of the last item in the queue from the workers."""
+_LOOK_EVERY_S = 0.5
+_FIRST_STEP = 3
+"""Before its first step a rank may take this many times as long: inputs come, code is compiled."""
+
+
+def finished(order: StageOrder) -> Checkpoint | None:
+    """The last checkpoint of a training that is at its end; None before.
+
+    Raises:
+        KnownFailureError: it failed before in a way that would come again.
+    """
+    place = order.place()
+    refuse_known_failure(place)
+    newest = Checkpoints(place, say=logger.warning).newest()
+    return newest if newest is not None and newest.step == newest.steps else None
+
+
+def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
+    """Run a stage's training with Ray Train; one that was interrupted goes on.
+
+    Args:
+        order: what to train.
+        listen: receives ("worker" | "step" | "said" | "failed", values) while it runs.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        TrainingError: it cannot be finished; the text carries the first reason.
+        KnownFailureError: as `finished`.
+    """
+    failures, reached = 0, -1
+    while (last := finished(order)) is None:
+        newest = Checkpoints(order.place()).newest()
+        step = -1 if newest is None else newest.step
+        if step > reached:
+            failures, reached = 0, step
+        del newest
+        try:
+            _attempt(order, listen)
+        except TrainingError as error:
+            failures += 1
+            if error.final or failures > MAX_FAILURES:
+                raise
+            logger.warning("attempt failed and is repeated: %s", error)
+            listen("failed", {"text": str(error), "failures": failures})
+    return last
+
+
+def _attempt(order: StageOrder, listen: Listen) -> None:
+    """One fit of Ray Train: to the end, or to where ranks were asked to stop."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    points = Queue(actor_options={"num_cpus": 0})
+    least, most = order.workers
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config={"order": dataclasses.asdict(order), "points": points},
+        scaling_config=ScalingConfig(
+            # The annotation knows nothing of the pair that an elastic group is given by.
+            num_workers=cast("int", least if least == most else (least, most)),
+            use_gpu=has_gpu(),
+            resources_per_worker={"CPU": order.threads},
+        ),
+        run_config=RunConfig(
+            name=order.name,
+            storage_path=f"{order.store}/ray",
+            failure_config=FailureConfig(max_failures=0),
+            callbacks=[_catching_sigterm()],
+        ),
+    )
+    watch = _Watch(order.stall_s)
+
+    def hear(kind: str, values: dict[str, Any]) -> None:
+        watch.heard(kind, values)
+        if kind != "alive":
+            listen(kind, values)
+
+    with _listening(points, hear):
+        _fit(trainer.fit, watch, order)
+    del trainer
+    gc.collect()  # its controller's actors stay, and take their share of a core, until then
+
+
+class _Watch:
+    """What is known of the ranks of an attempt."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._last, self._steps = time.monotonic(), 0
+        self.ranks: dict[int, dict[str, Any]] = {}
+
+    def heard(self, kind: str, values: dict[str, Any]) -> None:
+        """A rank has said something."""
+        self._last = time.monotonic()
+        if kind == "worker":
+            if values["rank"] == 0:
+                self._steps = 0
+            self.ranks[values["rank"]] = values
+        elif kind in {"alive", "step"}:
+            self._steps += 1
+
+    def silent_s(self) -> float | None:
+        """How long nothing was heard, if that is too long."""
+        silent = time.monotonic() - self._last
+        allowed = self._stall_s * (1 if self._steps else _FIRST_STEP)
+        return silent if self.ranks and silent > allowed else None
+
+
+def _fit(fit: Callable[[], Any], watch: _Watch, order: StageOrder) -> None:
+    """Run `fit` in a thread, so that this one can watch, and be interrupted."""
+    from ray.exceptions import RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            fit()
+        except BaseException as error:  # noqa: BLE001 (handed on)
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=work, name="fit", daemon=True).start()
+    hung: str | None = None
+    try:
+        while not _over(done, _LOOK_EVERY_S):
+            if hung is None and (silent := watch.silent_s()) is not None:
+                hung = f"no rank made progress for {silent:.0f} s (SDN_STALL_S)"
+                stacks = stacks_of(watch.ranks.values())
+                logger.error("%s; stacks of all ranks:\n%s", hung, stacks)
+                order.place().write(f"stacks-{int(time.time())}.txt", stacks.encode())
+                hung += f"; their stacks are in {order.place().uri}"
+                end_ranks(watch.ranks.values(), signal.SIGKILL)
+    except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: one more checkpoint, then stop
+        _stop(watch, done, order.grace_s)
+        raise
+    try:
+        done.result()
+    except (TrainingFailedError, RayError) as error:
+        raise TrainingError(hung or reason(error), final=hung is None and final(error)) from error
+
+
+def _over(done: Future[None], seconds: float) -> bool:
+    with suppress(TimeoutError):
+        done.exception(timeout=seconds)
+        return True
+    return False
+
+
+def _stop(watch: _Watch, done: Future[None], grace_s: float) -> None:
+    """Ask the ranks for a last checkpoint and wait for it; end those that take too long."""
+    logger.warning("asked to stop: the ranks write a last checkpoint (at most %.0f s)", grace_s)
+    end_ranks(watch.ranks.values(), signal.SIGTERM)
+    if not _over(done, grace_s):
+        end_ranks(watch.ranks.values(), signal.SIGKILL)
+        _over(done, 5.0)
+
+
+def _catching_sigterm() -> Any:
+    """Ray Train's own thread runs the training; signals are caught in the process's main one."""
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class Catching(WorkerGroupCallback):
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            worker_group.execute(catch_sigterm)
+
+    return Catching()
+
+
+@contextmanager
+def _listening(points: Any, listen: Listen) -> Iterator[None]:
+    """Hand what workers say to `listen` in a thread, until the work is over and the queue empty."""
+    from ray.exceptions import RayError
+    from ray.util.queue import Empty
+
+    def drain() -> None:
+        # Long waits: asking five times a second took 5% of a core from the training beside it.
+        while True:
+            try:
+                kind, values = points.get(timeout=30)
+            except Empty:
+                continue
+            except RayError:
+                logger.warning("the queue of the workers' reports is gone; training goes on")
+                return
+            if kind == _OVER:
+                return
+            try:
+                listen(kind, values)
+            except Exception as error:  # noqa: BLE001 (whatever a listener does)
+                logger.warning("a report of the workers was lost: %s", error)
+
+    # In the caller's context: its listeners ask Prefect which run they belong to.
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(drain,), name="points", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with suppress(RayError):
+            points.put((_OVER, {}))
+        thread.join(timeout=60)
+        with suppress(RayError):
+            points.shutdown()
