@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -30,9 +30,11 @@ def start_ray(settings: Settings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if settings.s3_endpoint is not None:  # where Ray keeps checkpoints on S3
         os.environ.setdefault("AWS_ENDPOINT_URL", settings.s3_endpoint)
+    here = settings.ray_address is None
+    if here:  # it watches for nodes that are taken away; here there is one
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if ray.is_initialized():
         return
-    here = settings.ray_address is None
     ray.init(
         address=settings.ray_address,
         namespace="sdn",
@@ -45,11 +47,53 @@ def start_ray(settings: Settings) -> None:
     )
 
 
+def started_here() -> bool:
+    """Whether Ray was started in this process, rather than found at an address."""
+    import ray
+
+    return bool(ray._private.worker.global_worker.node is not None)  # noqa: SLF001
+
+
+def free_reserved() -> None:
+    """Give back what dead actors had reserved in the Ray that was started here."""
+    import ray
+    from ray._raylet import PlacementGroupID
+    from ray.exceptions import RayError
+    from ray.util.placement_group import (
+        PlacementGroup,
+        placement_group_table,
+        remove_placement_group,
+    )
+
+    try:
+        for found, about in placement_group_table().items():
+            if about["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(found)))
+    except (RayError, ray.exceptions.GetTimeoutError):
+        return  # Ray is going down itself
+
+
+def reports() -> Any:
+    """The queue through which workers report to this process; one for all stages."""
+    import ray
+    from ray.util.queue import Queue
+
+    context = ray.get_runtime_context().get_job_id()
+    if context not in _QUEUES:
+        _QUEUES.clear()
+        _QUEUES[context] = Queue(actor_options={"num_cpus": 0})
+    return _QUEUES[context]
+
+
+_QUEUES: dict[str, Any] = {}
+
+
 def stop_ray() -> None:
     """Leave the cluster, or end the Ray that was started here; nothing where none was started."""
     if "ray" in sys.modules:
         import ray
 
+        _QUEUES.clear()
         ray.shutdown()
 
 

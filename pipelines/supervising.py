@@ -14,11 +14,12 @@ import logging
 import signal
 import threading
 import time
+import uuid
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from pipelines.cluster import has_gpu
+from pipelines.cluster import free_reserved, has_gpu, reports, started_here
 from pipelines.hanging import end_ranks, stacks_of
 from pipelines.reasons import TrainingError, final, reason
 from pipelines.worker import StageOrder, catch_sigterm, train_rank
@@ -87,14 +88,16 @@ def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
 def _attempt(order: StageOrder, listen: Listen) -> None:
     """One fit of Ray Train: to the end, or to where ranks were asked to stop."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.util.queue import Queue
 
-    points = Queue(actor_options={"num_cpus": 0})
+    points = reports()
     least, most = order.workers
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         train_rank,
-        train_loop_config={"order": dataclasses.asdict(order), "points": points},
+        train_loop_config={
+            "order": dataclasses.asdict(order),
+            "points": points,
+            "attempt": (attempt := uuid.uuid4().hex),
+        },
         scaling_config=ScalingConfig(
             # The annotation knows nothing of the pair that an elastic group is given by.
             num_workers=cast("int", least if least == most else (least, most)),
@@ -115,10 +118,14 @@ def _attempt(order: StageOrder, listen: Listen) -> None:
         if kind != "alive":
             listen(kind, values)
 
-    with _listening(points, hear):
-        _fit(trainer.fit, watch, order)
-    del trainer
-    gc.collect()  # its controller's actors stay, and take their share of a core, until then
+    try:
+        with _listening(points, attempt, hear):
+            _fit(trainer.fit, watch, order)
+    finally:
+        del trainer
+        gc.collect()  # its controller's actors stay, and take their share of a core, until then
+        if started_here():
+            free_reserved()
 
 
 class _Watch:
@@ -197,6 +204,28 @@ def _stop(watch: _Watch, done: Future[None], grace_s: float) -> None:
         _over(done, 5.0)
 
 
+def _trainer_class() -> Any:
+    """Ray's TorchTrainer, on this machine alone without the actor that tidies up after it.
+
+    Each of Ray Train's own actors takes two to three seconds of a core to start; what that one
+    does if the controller dies, `free_reserved` does here.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+
+    if not started_here():
+        return TorchTrainer
+
+    class Lean(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()  # type: ignore[misc]
+            return [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
+
+    return Lean
+
+
 def _catching_sigterm() -> Any:
     """Ray Train's own thread runs the training; signals are caught in the process's main one."""
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -209,8 +238,8 @@ def _catching_sigterm() -> Any:
 
 
 @contextmanager
-def _listening(points: Any, listen: Listen) -> Iterator[None]:
-    """Hand what workers say to `listen` in a thread, until the work is over and the queue empty."""
+def _listening(points: Any, attempt: str, listen: Listen) -> Iterator[None]:
+    """Hand what the workers of an attempt say to `listen` in a thread, until it is over."""
     from ray.exceptions import RayError
     from ray.util.queue import Empty
 
@@ -218,12 +247,14 @@ def _listening(points: Any, listen: Listen) -> Iterator[None]:
         # Long waits: asking five times a second took 5% of a core from the training beside it.
         while True:
             try:
-                kind, values = points.get(timeout=30)
+                source, kind, values = points.get(timeout=30)
             except Empty:
                 continue
             except RayError:
                 logger.warning("the queue of the workers' reports is gone; training goes on")
                 return
+            if source != attempt:  # a late word of an attempt before
+                continue
             if kind == _OVER:
                 return
             try:
@@ -239,7 +270,5 @@ def _listening(points: Any, listen: Listen) -> Iterator[None]:
         yield
     finally:
         with suppress(RayError):
-            points.put((_OVER, {}))
+            points.put((attempt, _OVER, {}))
         thread.join(timeout=60)
-        with suppress(RayError):
-            points.shutdown()

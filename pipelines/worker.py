@@ -109,7 +109,6 @@ def train_rank(settings: dict[str, Any]) -> None:
         settings: `order` (fields of a StageOrder) and `points`, the queue to the driver.
     """
     import ray
-    from ray import train
     from ray.train.torch import get_device
 
     order = StageOrder(**settings["order"])
@@ -117,7 +116,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     config = order.run_config()
     stage = getattr(config, order.stage)
     rank = of_process_group(get_device(), compress=getattr(stage, "compress", "none"))
-    say = _speaker(settings["points"])
+    say = _speaker(settings["points"], settings["attempt"])
     stacks = stack_file(os.getpid())
     say(
         "worker",
@@ -131,9 +130,6 @@ def train_rank(settings: dict[str, Any]) -> None:
         },
     )
 
-    def stopping() -> bool:
-        return ASKED.is_set() or train.get_preemption_info() is not None
-
     with _Alive(rank.rank, say, order.stall_s, stacks) as alive:
         _, ended = run_recorded(
             order.opener(),
@@ -141,7 +137,7 @@ def train_rank(settings: dict[str, Any]) -> None:
             rank=rank,
             report=lambda step: say("step", dataclasses.asdict(step)),
             alive=alive,
-            stopping=stopping,
+            stopping=lambda: ASKED.is_set() or _preempted(),
             say=lambda text: say("said", {"text": text}),
             sheet=_sheet(order) if rank.rank == 0 and order.stage.startswith("stage") else None,
         )
@@ -153,6 +149,17 @@ def catch_sigterm() -> None:
     """From now on SIGTERM asks this rank to stop; called in the main thread of its process."""
     ASKED.clear()
     signal.signal(signal.SIGTERM, lambda number, frame: ASKED.set())
+
+
+def _preempted() -> bool:
+    """Whether this rank's node is about to be taken away.
+
+    Read where Ray's watcher notes it: the public function asks rank 0 through the controller, at
+    every step, and hangs where one rank does not ask.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def stack_file(pid: int) -> Path:
@@ -229,13 +236,13 @@ def _sheet(order: StageOrder) -> Any:
     return sheet_of(order.run_config(), order.fetch())
 
 
-def _speaker(points: Any) -> Say:
+def _speaker(points: Any, attempt: str) -> Say:
     """Send to the driver without ever waiting for it: its absence must not stop training."""
     from ray.exceptions import RayError
 
     def say(kind: str, values: dict[str, Any]) -> None:
         try:
-            points.actor.put_nowait.remote((kind, values))
+            points.actor.put_nowait.remote((attempt, kind, values))
         except RayError:
             return
 

@@ -100,10 +100,12 @@ class Checkpoints:
         self._files.remove(f"{folder}/{MARK}")
         with self._files.writing(f"{folder}/{STATE}") as file:
             hashed = _Hashing(file)
-            torch.save(
-                {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)},
-                cast("BinaryIO", hashed),
-            )
+            state = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+            try:
+                torch.save(state, cast("BinaryIO", hashed))
+            except RuntimeError as error:
+                # torch closes its archive over a write that failed, and complains of that instead.
+                raise hashed.failed or error from None
         mark = {
             "format": FORMAT,
             "step": checkpoint.step,
@@ -189,12 +191,17 @@ class _Hashing:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest, self.count = hashlib.sha256(), 0
+        self.failed: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         """Pass on and count."""
         self.digest.update(data)
         self.count += len(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.failed = error
+            raise
 
     def flush(self) -> None:
         """Pass on."""

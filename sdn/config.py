@@ -350,7 +350,7 @@ class RunConfig:
         wrong = [n for n in range(self.workers, most + 1) if n not in possible]
         _require(
             not wrong,
-            f"each number of workers must divide lanes ({self.lanes}), {wrong[:1]} does not; "
+            f"workers must divide lanes ({self.lanes}), {wrong[0] if wrong else 0} does not; "
             f"possible: {possible}",
         )
         for stage in ("stage_one", "stage_two"):

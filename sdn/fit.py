@@ -186,12 +186,31 @@ def gathered(rows: Tensor, count: int, rank: Rank) -> Tensor:
     """
     if rank.world == 1:
         return rows
-    from torch.distributed.nn.functional import all_gather
+    everywhere = rows.new_zeros(count, rows.shape[1])
+    everywhere[rank.rank :: rank.world] = rows
+    return over_ranks(everywhere)
 
-    most = -(-count // rank.world)
-    padded = torch.cat([rows, rows.new_zeros(most - len(rows), rows.shape[1])])
-    found = torch.stack(list(all_gather(padded)))  # type: ignore[no-untyped-call]  # (world, most, F)
-    return found.transpose(0, 1).reshape(-1, rows.shape[1])[:count]
+
+def over_ranks(value: Tensor) -> Tensor:
+    """Sum over the ranks of a tensor of the same shape on each; gradients flow back to each."""
+    found: Tensor = _OverRanks.apply(value)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _OverRanks(torch.autograd.Function):
+    """Each rank's value is in the sum of every rank, so the gradients of all are summed, too."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -204,13 +223,11 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         """(B, C, H, W) -> the same shape."""
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         lower = x.dtype
         with _full_precision(x):
             x = x.float()
             count = x.new_full((1,), x.numel() / x.shape[1])
-            sums = all_reduce(torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count]))  # type: ignore[no-untyped-call]
+            sums = over_ranks(torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count]))
             mean, square = (sums[:-1] / sums[-1]).chunk(2)
             variance = (square - mean.square()).clamp(min=0)
             self._remember(mean.detach(), variance.detach(), float(sums[-1].detach()))

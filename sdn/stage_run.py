@@ -158,7 +158,9 @@ def open_stage(
     encoder = open_encoder(inputs.captions / ENCODER)
     if isinstance(encoder, CharCnnRnn):
         encoder.to(rank.device)
-    embed = Embedder(lambda captions: encoder.encode(captions).cpu())
+    embed = Embedder(
+        lambda captions: encoder.encode(captions).cpu(), one_by_one=rank.device.type == "cpu"
+    )
     return Work(
         trainee=trainer,
         batches=source,
@@ -216,12 +218,22 @@ def run_stage(
 class Embedder:
     """Captions to embeddings, each caption encoded once: the encoder is frozen."""
 
-    def __init__(self, encode: Callable[[list[str]], Tensor], most: int = 200_000) -> None:
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Tensor],
+        most: int = 200_000,
+        *,
+        one_by_one: bool = False,
+    ) -> None:
         """Args:
         encode: captions -> (B, D).
         most: captions remembered (4 kB each at D = 1024).
+        one_by_one: so that no bit of an embedding depends on the captions beside it, which are
+            others after a training was interrupted.
         """
         self._encode, self._most = encode, most
+        if one_by_one:
+            self._encode = lambda captions: torch.cat([encode([one]) for one in captions])
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, captions: tuple[str, ...]) -> Tensor:

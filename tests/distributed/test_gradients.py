@@ -22,8 +22,8 @@ from sdn.data.images import encode
 from sdn.data.records import Record
 from sdn.data.shards import Writing, write_dataset
 from sdn.data.sources import Given
-from sdn.sampling import ENCODER
 from sdn.ranks import Rank, of_process_group
+from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER, StageInputs, new_student, run_stage
 from sdn.teacher import empty_teacher, save_teacher
 

@@ -191,20 +191,25 @@ def test_workers_must_divide_lanes():
     """Workers that do not divide the lanes are refused with those that do."""
     with pytest.raises(ValueError, match="workers must divide lanes") as caught:
         RunConfig(name="x", lanes=12, workers=5)
-    assert "not 5; possible: [1, 2, 3, 4, 6, 12]" in str(caught.value)
-    with pytest.raises(ValueError, match="workers must divide lanes"):
+    assert "5 does not; possible: [1, 2, 3, 4, 6, 12]" in str(caught.value)
+    with pytest.raises(ValueError, match="workers must be > 0"):
         RunConfig(name="x", workers=0)
 
 
+def test_each_number_of_elastic_workers_must_do():
+    """From workers to max_workers each number must divide the lanes."""
+    assert RunConfig(name="x", workers=1, max_workers=4).max_workers == 4
+    with pytest.raises(ValueError, match=r"lanes \(48\), 5 does not"):
+        RunConfig(name="x", workers=1, max_workers=8)
+    with pytest.raises(ValueError, match="at most max_workers, not 4 and 2"):
+        RunConfig(name="x", workers=4, max_workers=2)
+
+
 @pytest.mark.parametrize("stage", ["stage_one", "stage_two"])
-def test_workers_must_divide_each_batch(stage):
-    """Workers that do not divide a stage's global batch are refused with that stage's name."""
-    with pytest.raises(ValueError, match=rf"workers \(3\) must divide {stage}.global_batch \(32\)"):
-        RunConfig(
-            **{"name": "x", "workers": 3}
-            | {s: StageConfig(global_batch=30) for s in ("stage_one", "stage_two")}
-            | {stage: StageConfig(global_batch=32)}
-        )
+def test_workers_must_not_outnumber_a_batch(stage):
+    """More workers than a stage's global batch has images are refused with that stage's name."""
+    with pytest.raises(ValueError, match=rf"\(16\) must be at most {stage}.global_batch \(8\)"):
+        RunConfig(**{"name": "x", "workers": 16, stage: StageConfig(global_batch=8)})
 
 
 def test_weights_by_url_need_a_digest():

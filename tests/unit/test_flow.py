@@ -47,6 +47,9 @@ def test_stage_two_gets_the_weights_that_the_search_chose(monkeypatch, tmp_path)
         def fetch(self, _folder):
             return tmp_path
 
+        def files(self, _folder):
+            return LocalFolder(tmp_path)
+
     monkeypatch.setattr(module, "do", instead)
     monkeypatch.setattr(module, "Tracked", Tracked)
     for name in ("parent_run", "register", "show_data", "show_result", "summary"):
@@ -114,7 +117,7 @@ def test_workers_fit_the_machine(cpus, expected, monkeypatch):
     """At most one worker a core, and never more than the recipe has."""
     monkeypatch.setenv("SDN_CPUS", str(cpus))
     run = RunSpec("tiny").open()
-    assert possible_workers(run.config, run.config.stage_one, run.settings) == expected
+    assert possible_workers(run.config, 16, run) == (expected, expected)
 
 
 def test_a_source_changes_its_fingerprint_with_its_files(tmp_path):

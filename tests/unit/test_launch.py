@@ -3,7 +3,8 @@ import threading
 import pytest
 from ray import cloudpickle
 
-from pipelines.launch import TrainingError, _reason, _trial_listener, choose_weights
+from pipelines.launch import _trial_listener, choose_weights
+from pipelines.reasons import TrainingError
 from sdn.config import TAP_GROUPS, LossWeights
 
 OWN = LossWeights(taps={"conv1_2": 9.0})
@@ -55,44 +56,6 @@ def test_all_trials_failed():
         choose_weights(trials(None, None), 0.0, OWN)
     assert "ValueError: trial 0" in str(caught.value)
     assert "ValueError: trial 1" in str(caught.value)
-
-
-class GroupError(Exception):
-    def __init__(self, failures):
-        super().__init__("worker group failed")
-        self.worker_failures = failures
-
-
-class TaskError(Exception):
-    def __init__(self, cause):
-        super().__init__("a remote traceback of fifty lines")
-        self.cause = cause
-
-
-def test_reason_is_the_workers_first_cause():
-    """Through groups of workers, remote wrappers and causes, the first one is found."""
-    inner = FloatingPointError("loss not finite at step 3")
-    chained = RuntimeError("while training")
-    chained.__cause__ = inner
-    error = GroupError({1: TaskError(TaskError(chained)), 0: ValueError("later")})
-    assert _reason(error) == "FloatingPointError: loss not finite at step 3"
-
-
-def test_reason_of_a_plain_error():
-    """An error with nothing below it is its own reason."""
-    assert _reason(ValueError("no such shard")) == "ValueError: no such shard"
-    assert _reason(GroupError({})) == "GroupError: worker group failed"
-    assert _reason(GroupError(None)) == "GroupError: worker group failed"
-
-
-def test_reason_of_rays_own_errors():
-    """What Ray raises for a failing task leads back to the error inside it."""
-    from ray.exceptions import RayTaskError
-    from ray.train import WorkerGroupError
-
-    inner = ValueError("damaged shard")
-    task = RayTaskError("train_rank", "Traceback ...", inner)
-    assert _reason(WorkerGroupError("1 worker failed", {0: task})) == "ValueError: damaged shard"
 
 
 def test_what_listens_to_trials_is_not_kept_with_the_experiment():

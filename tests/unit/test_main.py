@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sdn import checkpoint
 from sdn.__main__ import STEPS, main
-from sdn.checkpoint import newest
+from sdn.checkpoint import Checkpoints
+from sdn.data.files import LocalFolder
 from sdn.data.images import encode
 from sdn.sampling import STUDENT, open_student
 
@@ -51,6 +51,10 @@ def run(step, folder, *rest):
     main([step, *rest, "--recipe", "folder", *place, *changes])
 
 
+def checkpoints(folder, step):
+    return Checkpoints(LocalFolder(folder / "work" / step / "training"))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """30 captioned pictures, and all that the chain makes of them."""
@@ -73,7 +77,7 @@ def test_all_steps_leave_their_folders(folder):
     assert {path.name for path in (folder / "work").iterdir() if path.is_dir()} >= set(STEPS)
     for step in ("stage-one", "stage-two"):
         assert (folder / "work" / step / STUDENT).is_file()
-        assert newest(folder / "work" / step) is not None
+        assert checkpoints(folder, step).newest() is not None
 
 
 def test_stage_two_starts_from_stage_one(folder, tmp_path, monkeypatch):
@@ -95,7 +99,7 @@ def test_a_finished_stage_run_again_trains_nothing(folder, monkeypatch):
     """Running a finished stage again leaves its checkpoint and its weights as they are."""
     place = folder / "work" / "stage-two"
     before = open_student(place).state_dict()
-    monkeypatch.setattr(checkpoint, "save", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: pytest.fail("trained again"))
     run("stage-two", folder)
     after = open_student(place).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -117,14 +121,14 @@ def test_a_step_before_its_inputs_names_what_to_run(tmp_path):
         main(["teacher", "--work", str(tmp_path), "--threads", "1"])
 
 
-def test_the_newest_two_checkpoints_are_kept(folder, monkeypatch):
-    """Older ones are removed as training goes on."""
+def test_the_newest_two_checkpoints_and_the_best_are_kept(folder, monkeypatch):
+    """Others are removed as training goes on."""
     monkeypatch.setitem(SMALL, "stage_one.checkpoint_images", 8)
     shutil.rmtree(folder / "work" / "stage-one")
     run("stage-one", folder)
-    kept = list((folder / "work" / "stage-one").glob("step-*"))
-    assert len(kept) == 2
-    assert max(kept) == newest(folder / "work" / "stage-one")
+    kept = sorted((folder / "work" / "stage-one" / "training" / "checkpoints").iterdir())
+    assert 2 <= len(kept) <= 3
+    assert kept[-1].name.endswith(f"{checkpoints(folder, 'stage-one').newest().step:09d}")
 
 
 def test_generate_writes_one_picture_a_caption(folder, capsys):

@@ -8,6 +8,7 @@ from pipelines.run import RunSpec
 from pipelines.settings import Settings
 
 NAMES = (
+    *("STALL_S", "GRACE_S"),
     *("STORE", "CACHE", "CACHE_GIB", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS"),
     "TRACEBACK",
 )
@@ -39,6 +40,8 @@ def test_every_variable_is_read(monkeypatch):
         "ray_address": "ray://head:10001",
         "s3_endpoint": "http://minio:9000",
         "cpus": "3",
+        "stall_s": "60.0",
+        "grace_s": "5.0",
         "traceback": "True",
     }
     own = set(Settings.model_fields) - {"prefect_api_url"}  # Prefect's own variable

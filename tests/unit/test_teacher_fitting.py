@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from sdn.config import TeacherConfig
 from sdn.data.images import to_image
+from sdn.fit import one_cycle
 from sdn.fitting import targets_like
 from sdn.taps import blocks_of
 from sdn.teacher import Teacher
-from sdn.fit import one_cycle
 from sdn.teacher_fitting import (
     WORDS,
     Classifier,

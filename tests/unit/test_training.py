@@ -11,8 +11,8 @@ import pytest
 import tiny_data
 import torch
 
-from sdn.checkpoint import Checkpoints
 from sdn.captions import new_encoder, save_encoder
+from sdn.checkpoint import Checkpoints
 from sdn.config import (
     CaptionConfig,
     LossWeights,

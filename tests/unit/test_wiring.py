@@ -12,8 +12,8 @@ import sdn.stage_run
 from sdn.caption_fitting import fit_captions
 from sdn.captions import new_encoder, save_encoder
 from sdn.config import CaptionConfig, RunConfig, StageConfig, TeacherConfig
-from sdn.sampling import ENCODER
 from sdn.ranks import Rank
+from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER, Embedder, StageInputs, run_stage
 from sdn.teacher import empty_teacher, save_teacher
 
