@@ -58,7 +58,7 @@ def read_points(folder: Path) -> Iterator[dict[str, Any]]:
 def _files(place: Files) -> Iterator[tuple[str, int | None]]:
     """Each file of points, with the first step of the next one of the same attempt."""
     names = journal_files(place, FOLDER)
-    for name, following in zip(names, [*names[1:], ""], strict=True):
+    for name, following in zip(names, [*names[1:], ""], strict=False):
         attempt, _, _ = name.rpartition("-")
         same = following.startswith(f"{attempt}-")
         end = int(following.rpartition("-")[2].partition(".")[0]) if same else None

@@ -69,3 +69,17 @@ class Settings(BaseSettings):
     def local(self) -> Path:
         """Folder for what must lie on this machine: the store itself where it is local."""
         return self.cache.expanduser() if "://" in self.store else Path(self.store).resolve()
+
+
+def job_order(name: str) -> str:
+    """What a Ray Job was given to do, out of the variable of this name.
+
+    Raises:
+        ValueError: it is not set: this process is no job.
+    """
+    import os
+
+    found = os.environ.get(name)
+    if found is None:
+        raise ValueError(f"{name} is not set: pipelines.train_job runs as a Ray Job, see sdn run")
+    return found

@@ -169,7 +169,11 @@ def _remaining(values: dict[str, Any], left: float) -> str:
 def _trained(run: Run, order: StageOrder, folder: Path, said: Said) -> Checkpoint:
     """The last checkpoint of a stage's training, which is done if it has not been."""
     last = finished(order)
-    if last is None:
+    if last is None and run.settings.ray_address is not None:
+        from pipelines.jobs import train_as_job
+
+        last = train_as_job(order, run.settings.ray_address, listen=said)
+    elif last is None:
         start_ray(run.settings)
         last = train_stage(order, listen=said)
     write_points(order.place(), folder)

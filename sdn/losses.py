@@ -32,7 +32,7 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Distance(torch.autograd.Function):
-    """L1 in five cheap passes over memory, in the dtype of its input.
+    """L1 in few cheap passes over memory, in the dtype of its input.
 
     22 taps make autograd's own form a third of a training step on a CPU.
     """

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from sdn.config import LossWeights, StageConfig
     from sdn.student import Taps
-    from sdn.teacher import Teacher
+    from sdn.teacher import FastTeacher, Teacher
 
 StageName = Literal["stage_one", "stage_two"]
 
 
 def stage_one_losses(
-    student: Callable[[Tensor], Taps],
-    teacher: Teacher,
+    student: Callable[..., Taps],
+    teacher: Teacher | FastTeacher,
     text: Tensor,
     image: Tensor,
     *,
@@ -37,7 +37,8 @@ def stage_one_losses(
     Formula: loss[l] = w_l * d(T_l(x), S_l(t))
 
     Args:
-        student: text embedding -> its taps; may be wrapped for distributed training.
+        student: (text embedding, wanted taps) -> its taps; may be wrapped for distributed
+            training.
         teacher: frozen.
         text: (B, D).
         image: (B, 3, H, W), RGB, in [-1, 1].
@@ -47,14 +48,15 @@ def stage_one_losses(
     Returns:
         tap name -> scalar float32.
     """
+    wanted = wanted_taps(teacher.names, weights)
     with torch.no_grad():
-        real = teacher(image, wanted_taps(teacher.names, weights))
-    return tap_losses(student(text), real, weights, scales)
+        real = teacher(image, wanted)
+    return tap_losses(student(text, wanted), real, weights, scales)
 
 
 def stage_two_losses(
-    student: Callable[[Tensor], Taps],
-    teacher: Teacher,
+    student: Callable[..., Taps],
+    teacher: Teacher | FastTeacher,
     text: Tensor,
     image: Tensor,
     *,
@@ -70,7 +72,8 @@ def stage_two_losses(
     wanted = wanted_taps(teacher.names, weights)
     with torch.no_grad():
         real = teacher(image, wanted)
-    return tap_losses(teacher(student(text)["image"], wanted), real, weights, scales)
+    made = student(text, ("image",))["image"]
+    return tap_losses(teacher(made, wanted), real, weights, scales)
 
 
 STAGES = {"stage_one": stage_one_losses, "stage_two": stage_two_losses}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sdn.taps import HIDDEN, Blocks, student_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 Taps = dict[str, Tensor]
 """Tap name -> (B, C, H, W)."""
@@ -80,15 +83,18 @@ class Student(nn.Module):
                 if init == "identity" and isinstance(module, nn.Conv2d):
                     _towards_identity(module)
 
-    def forward(self, text: Tensor) -> Taps:
-        """All taps of the synthesis, `image` among them.
+    def forward(self, text: Tensor, wanted: Collection[str] | None = None) -> Taps:
+        """Taps of the synthesis, `image` among them.
 
         Args:
             text: (B, D), the text embedding.
+            wanted: tap names; nothing below the lowest of them is computed. None for all.
 
         Returns:
-            tap name -> (B, C, H, W); `image` is linear, nominally in [-1, 1] but not clamped.
+            tap name -> (B, C, H, W), all that were computed; `image` is linear, nominally in
+            [-1, 1] but not clamped.
         """
+        left = None if wanted is None else set(wanted)
         x = functional.relu(self.fc7(text))  # (B, hidden)
         x = functional.relu(self.fc6(x))  # (B, hidden)
         channels, side = self.top
@@ -96,11 +102,14 @@ class Student(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         taps = {self.top_tap: x}
         for layer in self.layers:
+            if left is not None and left <= taps.keys():
+                break
             if layer.upsample:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
             else:
                 x = self.convs[layer.tap](x)
-                x = x if layer.tap == "image" else functional.relu(x)
+                # In place: nothing else reads the sums.
+                x = x if layer.tap == "image" else functional.relu(x, inplace=True)
             taps[layer.tap] = x
         return taps
 

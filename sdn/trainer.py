@@ -12,7 +12,7 @@ from sdn.checkpoint import Checkpoint
 from sdn.config import to_dict
 from sdn.data.images import to_image
 from sdn.stages import STAGES, StageName, scales_of
-from sdn.teacher import Teacher, channels_last
+from sdn.teacher import FastTeacher, Teacher, channels_last
 from sdn.training import copied, gradient_norm_of, one_cycle
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Trainer:
         self.config, self.steps, self.precision = config, steps, precision
         self.device = next(student.parameters()).device
         self.student = channels_last(student)
-        self.teacher = teacher
+        # The compute precision's own copy; the teacher itself is left as it is.
+        self.teacher = FastTeacher(teacher, _DTYPES[precision])
         self.scales = scales_of(config, tap_means)
         self.forward: Callable[..., Taps] = self.student
         if any(config.weights.of(name) == 0 for name in teacher.names):

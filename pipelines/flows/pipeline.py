@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, task
@@ -13,7 +14,8 @@ from prefect.cache_policies import NO_CACHE
 
 from pipelines import work
 from pipelines.cluster import stop_ray
-from pipelines.flows.stages import Progress, Tracked, do
+from pipelines.flows.stages import Progress, Tracked, do, terminal
+from pipelines.orphans import ended_with_this_process
 from pipelines.preparing import data_set, data_uri
 from pipelines.release import example_caption, release
 from pipelines.run import Done, Run, RunSpec, parse_overrides
@@ -48,10 +50,13 @@ def pipeline(
     run = RunSpec(recipe, parse_overrides(changes), store).open(Progress())
     show_config(run)
     run.store.check()
-    try:
-        return chain(run)
-    finally:
-        stop_ray()
+    # The command line guards all it starts; in a worker's process only Ray is started here.
+    guard = ended_with_this_process() if terminal.get() is None else nullcontext()
+    with guard:
+        try:
+            return chain(run)
+        finally:
+            stop_ray()
 
 
 def chain(run: Run) -> dict[str, Any]:

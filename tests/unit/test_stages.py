@@ -266,7 +266,7 @@ def test_stage_two_needs_only_the_image_of_the_student():
     text, image = batch_of()
     options = {"weights": LossWeights(), "scales": {}}
 
-    def only_image(captions):
+    def only_image(captions, _wanted=None):
         return {"image": student(captions)["image"]}
 
     whole = stage_two_losses(student, teacher, text, image, **options)
@@ -282,7 +282,7 @@ def test_a_perfect_student_has_no_loss(stage):
     teacher, _ = pair_of()
     text, image = batch_of()
     losses = STAGES[stage](
-        lambda _: teacher(image), teacher, text, image, weights=LossWeights(), scales={}
+        lambda *_: teacher(image), teacher, text, image, weights=LossWeights(), scales={}
     )
     assert {loss.item() for loss in losses.values()} == {0.0}
     assert len(losses) == 22

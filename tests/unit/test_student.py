@@ -239,3 +239,15 @@ def test_resolution_that_does_not_halve_often_enough_is_refused(resolution):
     """A resolution that five pools cannot halve is named together with what it must divide by."""
     with pytest.raises(ValueError, match=rf"resolution {resolution} .*divisible by 32"):
         student_of(resolution=resolution)
+
+
+def test_nothing_below_the_lowest_wanted_tap_is_computed(monkeypatch):
+    """Asked for high taps alone, the student stops there; asked for the image, it has all."""
+    student = Student(blocks_of("vgg11", 0.05), resolution=32, text_dim=4, width=0.05)
+    text = torch.randn(2, 4)
+    everything = student(text)
+    assert student(text, ("image",)).keys() == everything.keys()
+    monkeypatch.setattr(student.convs["pool2"], "forward", lambda x: pytest.fail("computed"))
+    found = student(text, ("pool4", "conv3_1"))
+    assert {"pool4", "conv3_1"} <= found.keys()
+    assert all(torch.equal(tap, everything[name]) for name, tap in found.items())

@@ -18,6 +18,7 @@ from sdn.stages import stage_two_losses
 from sdn.student import Student
 from sdn.taps import ARCHITECTURES, blocks_of
 from sdn.teacher import (
+    FastTeacher,
     Teacher,
     empty_teacher,
     file_digest,
@@ -455,3 +456,44 @@ def test_real_vgg16_weights_load_and_respond():
     for name, tap in taps.items():
         assert torch.isfinite(tap).all(), name
         assert not torch.equal(tap[0], tap[1]), name
+
+
+@pytest.mark.parametrize("convention", ["imagenet", "mean-255", "release", "symmetric"])
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)]
+)
+def test_the_fast_teacher_has_the_same_taps(convention, dtype, near):
+    """Folded constants and lower precision change rounding alone, at the borders too."""
+    teacher = Teacher(blocks_of("vgg11", 0.1), convention)
+    generator = torch.Generator().manual_seed(3)
+    for name, conv in teacher.convs.items():
+        scale = 1 / 127.5 if name == "conv1_1" and convention in {"release", "mean-255"} else 1
+        conv.weight.normal_(0, scale * (2 / conv.weight[0].numel()) ** 0.5, generator=generator)
+        conv.bias.normal_(0, 0.1, generator=generator)
+    image = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    expected, found = teacher(image), FastTeacher(teacher, dtype)(image)
+    assert list(found) == list(expected)
+    for name, tap in expected.items():
+        away = (found[name].float() - tap).norm() / tap.norm()
+        assert away < near, name
+    assert found["image"] is image
+
+
+def test_the_fast_teacher_stops_where_it_may(monkeypatch):
+    """Only the wanted taps come back, and nothing above the deepest of them is computed."""
+    teacher = FastTeacher(Teacher(blocks_of("vgg11", 0.1), "symmetric"), torch.float32)
+    for name in ("conv3_1", "conv4_1"):
+        monkeypatch.setattr(teacher.convs[name], "forward", lambda x: pytest.fail("computed"))
+    assert list(teacher(torch.zeros(1, 3, 32, 32), ("image", "pool2"))) == ["image", "pool2"]
+
+
+def test_the_fast_teacher_is_frozen_and_leaves_the_other_alone():
+    """Its parameters want no gradient, gradients flow to the image, the original stays."""
+    teacher = Teacher(blocks_of("vgg11", 0.1), "release")
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    fast = FastTeacher(teacher, torch.float32)
+    image = torch.rand(1, 3, 32, 32, requires_grad=True)
+    fast(image)["pool3"].sum().backward()
+    assert image.grad is not None
+    assert not any(p.requires_grad for p in fast.parameters())
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())

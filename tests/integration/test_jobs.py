@@ -1,0 +1,189 @@
+"""A stage's training as a Ray Job of a cluster: followed, attached to, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import training_place
+
+from pipelines import jobs
+from pipelines.reasons import TrainingError
+from sdn.data.files import LocalFolder
+from sdn.ledger import attempts_of
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+pytestmark = pytest.mark.timeout(300)
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The dashboard's address of a Ray head with two cores; ended by the ids of its processes."""
+    port, dashboard, agent = free_ports(3)
+    folder = tmp_path_factory.mktemp("ray")
+    paths = [ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "chaos"]
+    env = os.environ | {
+        "PYTHONPATH": ":".join(map(str, paths)),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
+    }
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
+    command += ["--object-store-memory=200000000"]
+    with (folder / "ray.log").open("w") as log:
+        head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        yield wait_for(f"http://127.0.0.1:{dashboard}", head, folder / "ray.log")
+    finally:
+        tree = [head, *psutil.Process(head.pid).children(recursive=True)]
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(20)
+        _, alive = psutil.wait_procs([p for p in tree if isinstance(p, psutil.Process)], timeout=10)
+        for process in alive:
+            process.kill()
+
+
+def wait_for(address, head, log):
+    until = time.monotonic() + 90
+    while True:
+        with contextlib.suppress(jobs.ClusterError):
+            jobs.connect(address).list_jobs()
+            return address
+        assert head.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < until, log.read_text()[-2000:]
+        time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    training_place.write_store(folder)
+    return folder
+
+
+FLOW = """
+import json, sys
+from pathlib import Path
+from pipelines.jobs import train_as_job
+from pipelines.worker import StageOrder
+values = json.loads(Path(sys.argv[1]).read_text())
+order = StageOrder(**{**values, "workers": tuple(values["workers"])})
+say = lambda kind, values: print(json.dumps([kind, values]), flush=True)
+last = train_as_job(order, sys.argv[2], listen=say)
+print(json.dumps(["done", {"step": last.step}]), flush=True)
+"""
+
+
+class Flow:
+    """A process that follows a job, and what it heard."""
+
+    def __init__(self, order, address, folder):
+        path = folder / f"{order.name}.json"
+        path.write_text(json.dumps(vars(order)))
+        self.log = folder / f"{order.name}.log"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FLOW, str(path), address],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log.open("a"), text=True,
+        )  # fmt: skip
+        self.heard = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                self.heard.append(json.loads(line))
+
+    def wait(self, kind, seconds=120):
+        until = time.monotonic() + seconds
+        while not any(heard == kind for heard, _ in self.heard):
+            assert self.process.poll() is None or kind == "done", self.log.read_text()[-2000:]
+            assert time.monotonic() < until, (kind, self.heard, self.log.read_text()[-2000:])
+            time.sleep(0.1)
+        return [values for heard, values in self.heard if heard == kind]
+
+
+def test_a_killed_flow_leaves_its_training_and_the_next_one_attaches(cluster, store, tmp_path):
+    """SIGKILL of the flow: the job goes on; the same command follows it to its end, no second."""
+    order = training_place.order_of(store, "attached-1", epochs=30)
+    first = Flow(order, cluster, tmp_path)
+    first.wait("step")
+    first.process.kill()
+    first.process.wait()
+    client = jobs.connect(cluster)
+    assert client.get_job_status(order.name).value == "RUNNING"
+    second = Flow(order, cluster, tmp_path)
+    (done,) = second.wait("done")
+    second.process.wait(30)
+    assert done["step"] == 30 * 15
+    assert "runs already and is followed" in second.log.read_text()
+    assert len(attempts_of(LocalFolder(store / "training" / order.name))) == 1
+    assert [job.submission_id for job in client.list_jobs()].count(order.name) == 1
+    steps = [values["step"] for kind, values in second.heard if kind == "step"]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 20  # what was said before it came is said again
+
+
+def test_an_ended_flow_stops_the_job_and_frees_the_cluster(cluster, store, tmp_path):
+    """SIGTERM of the flow, as Prefect cancels: checkpoint, job stopped, cores free, none left."""
+    order = training_place.order_of(store, "ended-1", epochs=400)
+    flow = Flow(order, cluster, tmp_path)
+    (worker,) = flow.wait("worker")
+    flow.wait("step")
+    began = time.monotonic()
+    flow.process.send_signal(signal.SIGINT)
+    flow.process.wait(60)
+    print(f"\nstopped and confirmed after {time.monotonic() - began:.1f} s")
+    assert f"job {order.name} is stopped" in flow.log.read_text()
+    client = jobs.connect(cluster)
+    assert client.get_job_status(order.name).value == "STOPPED"
+    assert jobs._actors_alive(client, order.name) == 0
+    assert not psutil.pid_exists(worker["pid"])
+    attempts = attempts_of(LocalFolder(store / "training" / order.name))
+    again = Flow(order, cluster, tmp_path)
+    again.wait("worker")
+    resumed = attempts_of(LocalFolder(store / "training" / order.name))
+    until = time.monotonic() + 60
+    while len(resumed) == len(attempts) and time.monotonic() < until:
+        time.sleep(0.2)
+        resumed = attempts_of(LocalFolder(store / "training" / order.name))
+    assert resumed[-1].start > 0, "it goes on where it was"
+    assert jobs.stop_job(client, order)
+    again.process.wait(60)
+    assert "was stopped" in again.log.read_text()
+
+
+def test_a_failing_job_carries_its_reason(cluster, store):
+    """What goes wrong on a rank of the cluster is the error of the flow."""
+    order = training_place.order_of(store, "failing-1", epochs=1)
+    order = training_place.dataclasses.replace(order, inputs={"teacher": "nowhere"})
+    with pytest.raises(TrainingError, match="nowhere"):
+        jobs.train_as_job(order, cluster, listen=lambda kind, values: None)
+
+
+def test_no_cluster_says_what_to_do():
+    """An address where nothing answers is named, with what to check."""
+    (port,) = free_ports(1)
+    with pytest.raises(jobs.ClusterError, match=r"SDN_RAY_ADDRESS=http://127\.0\.0\.1"):
+        jobs.connect(f"http://127.0.0.1:{port}")
