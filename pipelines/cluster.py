@@ -36,7 +36,8 @@ def start_ray(settings: Settings) -> None:
     if ray.is_initialized():
         return
     ray.init(
-        address=settings.ray_address,
+        # "local": never the cluster that somebody else has started on this machine.
+        address=settings.ray_address or "local",
         namespace="sdn",
         num_cpus=cores(settings) if here else None,
         include_dashboard=False if here else None,

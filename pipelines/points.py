@@ -6,7 +6,10 @@ nothing. A finished stage has them as plain JSON lines beside its result.
 
 from __future__ import annotations
 
+import gzip
 import json
+import logging
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from sdn.journal import journal_files, read_lines
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
     from sdn.data.files import Files
 
+logger = logging.getLogger(__name__)
 POINTS = "points.jsonl"
 
 
@@ -34,9 +38,12 @@ def spooled_points(place: Files, after: int = -1) -> list[dict[str, Any]]:
     for name, end in _files(place):
         if end is not None and end <= after + 1:
             continue
-        for point in read_lines(place, name):
-            if point["step"] > after:
-                latest[point["step"]] = point
+        try:
+            points = list(read_lines(place, name))
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            logger.warning("points in %s/%s cannot be read: %s", place.uri, name, error)
+            continue
+        latest |= {point["step"]: point for point in points if point["step"] > after}
     return [latest[step] for step in sorted(latest)]
 
 

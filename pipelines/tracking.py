@@ -67,7 +67,7 @@ def client(settings: Settings) -> mlflow.MlflowClient:
     """A client of the tracking server and registry."""
     settings.local.mkdir(parents=True, exist_ok=True)
     # MLflow's own patience is four minutes for each request to a server that is gone.
-    for name, value in {"MAX_RETRIES": "2", "BACKOFF_FACTOR": "1", "TIMEOUT": "20"}.items():
+    for name, value in {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     uri = tracking_uri(settings)
     mlflow.set_tracking_uri(uri)

@@ -113,7 +113,7 @@ class Tracked:
             raise
         finally:
             over.set()
-            thread.join(timeout=60)
+            thread.join(timeout=15)  # a server that hangs is not waited for
 
     def finished(self, done: Done, place: Files) -> None:
         """A nested run of a finished stage, once: points, numbers of its result, its trials.

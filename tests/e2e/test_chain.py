@@ -16,8 +16,10 @@ import pytest
 from conftest import COMMAND
 from PIL import Image
 
-from pipelines.points import POINTS, read_points
+from pipelines.points import read_points, spooled_points
 from sdn.data.dataset import open_dataset
+from sdn.data.files import LocalFolder
+from sdn.ledger import attempts_of
 from sdn.taps import blocks_of, taps_of
 
 STAGES = ["prepare", "teacher", "captions", "stage_one", "search", "stage_two", "evaluate"]
@@ -44,16 +46,22 @@ def test_every_stage_ran_in_order(chain):
 def test_both_stages_ran_on_two_ray_workers_that_read_every_sample(chain, name):
     """Two processes took part, and together consumed each training sample once an epoch."""
     _, answer = chain
-    said = answer["stages"][name]["result"]["workers"]
-    ranks = {w["rank"]: w["pid"] for w in said if w["kind"] == "worker"}
+    result = answer["stages"][name]["result"]
+    ranks = {worker["rank"]: worker["pid"] for worker in result["workers"]}
     assert sorted(ranks) == [0, 1]
     assert len(set(ranks.values()) | {os.getpid()}) == 3
     samples = open_dataset(folder_of(chain, "prepare")).samples("train")
-    read = {w["rank"]: w for w in said if w["kind"] == "read"}
     epochs = {"stage_one": 3, "stage_two": 4}[name]
-    assert sum(w["samples"] for w in read.values()) == epochs * samples
-    assert answer["stages"][name]["result"]["images_seen"] == epochs * samples
-    assert all(0 < w["distinct"] <= samples for w in read.values())
+    assert result["images_seen"] == epochs * samples
+    assert result["ledger"] == {
+        "checked": True,
+        "samples": epochs * samples,
+        "epochs": epochs,
+        "lost": 0,
+        "twice": 0,
+        "attempts": 1,
+        "rolled_back": 0,
+    }
 
 
 def test_stage_two_used_the_weights_of_the_best_trial(chain):
@@ -196,34 +204,55 @@ def test_a_killed_run_goes_on_where_it_was(chain):
     with subprocess.Popen(
         command, env=here.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        points = wait_for_points(here.store, first, process, step=60)
+        place, before = wait_for_points(here.store, first, process, step=60)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
-    before = points.read_text().splitlines()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, f"left over: {alive}"
     answer = here.run(*changes)
     # The killed run had already ended its search, which had nothing to compare.
     fresh = {name for name, stage in answer["stages"].items() if stage["fresh"]}
     assert fresh == {"stage_two", "evaluate"}
-    steps = [json.loads(line)["step"] for line in points.read_text().splitlines()]
-    resumed = steps[len(before) :]
-    assert resumed[0] > 25, "training began again instead of resuming from its checkpoint"
-    assert resumed[-1] == answer["stages"]["stage_two"]["result"]["steps"]
+    result = answer["stages"]["stage_two"]["result"]
+    attempts = attempts_of(place)
+    assert len(attempts) == 2
+    assert attempts[1].start > 25, "training began again instead of resuming from its checkpoint"
+    assert attempts[1].start <= before + 30
+    assert result["ledger"]["attempts"] == 2
+    assert (result["ledger"]["lost"], result["ledger"]["twice"]) == (0, 0)
+    steps = [point["step"] for point in read_points(folder_of((here, answer), "stage_two"))]
+    assert steps == sorted({*range(20, result["steps"], 20), result["steps"]})
 
 
-def wait_for_points(store: Path, first, process: subprocess.Popen, step: int) -> Path:
-    """The points of the new stage two, once they have passed `step`."""
-    known = first["stages"]["stage_two"]["folder"]
+def test_a_loss_that_is_not_finite_is_not_run_into_again(chain):
+    """A rate that blows the weights up ends stage one at once, the second time before it starts."""
+    here, _ = chain
+    changes = ["--set", "stage_one.rate=0.99", "--set", "stage_one.schedule=constant"]
+    changes += ["--set", "stage_one.precision=float32", "--set", "stage_one.scale=raw"]
+    changes += ["--set", "stage_one.weights.image=1e30", "--set", "stage_one.weights.conv5=1e30"]
+    first = here.sdn("run", "tiny", "--store", str(here.store), *changes)
+    assert first.returncode == 1
+    for words in ("stage_one: loss not finite at step", "--set stage_one.rate=", "clip=1"):
+        assert words in first.stderr
+    assert "Traceback" not in first.stderr
+    (failed,) = (here.store / "training").glob("stage_one-*/failed.json")
+    before = len(attempts_of(LocalFolder(failed.parent)))
+    second = here.sdn("run", "tiny", "--store", str(here.store), *changes)
+    assert second.returncode == 1
+    assert "was found by an earlier run" in second.stderr
+    assert len(attempts_of(LocalFolder(failed.parent))) == before
+
+
+def wait_for_points(store: Path, first, process: subprocess.Popen, step: int):
+    """Place of the new stage two, and its newest point, once that has passed `step`."""
+    known = Path(first["stages"]["stage_two"]["folder"]).name
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
-        for path in (store / "stages").glob(f"stage_two-*/{POINTS}"):
-            if str(path.parent.relative_to(store)) == known:
-                continue
-            lines = path.read_text().splitlines()
-            if lines and json.loads(lines[-1])["step"] >= step:
-                return path
+        for path in (store / "training").glob("stage_two-*"):
+            points = spooled_points(LocalFolder(path)) if path.name != known else []
+            if points and points[-1]["step"] >= step:
+                return LocalFolder(path), points[-1]["step"]
         time.sleep(0.2)
     pytest.fail(f"no point of step {step} within 240 s")
 

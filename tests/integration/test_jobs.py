@@ -54,15 +54,28 @@ def cluster(tmp_path_factory):
     try:
         yield wait_for(f"http://127.0.0.1:{dashboard}", head, folder / "ray.log")
     finally:
-        tree = [head, *psutil.Process(head.pid).children(recursive=True)]
+        # Ray's own processes are no children of the command: they carry the port or its session.
+        tree = [*psutil.Process(head.pid).children(recursive=True), *carrying(str(port))]
         for process in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(20)
-        _, alive = psutil.wait_procs([p for p in tree if isinstance(p, psutil.Process)], timeout=10)
-        for process in alive:
-            process.kill()
+        head.kill()
+        _, alive = psutil.wait_procs(tree, timeout=10)
+        for process in [*alive, *carrying(str(port))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def carrying(port):
+    """The processes of the cluster on this port."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if f":{port}" in command or f"gcs_server_port={port}" in command:
+            found.append(process)
+    return found
 
 
 def wait_for(address, head, log):
