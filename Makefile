@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run test test-all check format lock clean
+.PHONY: run test test-all chaos check format lock clean
 
 run: $(READY)
 	$(BIN)/sdn run $(RECIPE) $(ARGS)
@@ -18,6 +18,10 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest $(ARGS)
+
+# 200 faults at random times; SDN_CHAOS_SEED=N draws other ones.
+chaos: $(READY)
+	SDN_CHAOS=200 $(BIN)/python -m pytest tests/chaos -s $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from pipelines import data_commands
+from pipelines import data_commands, training_commands
 from pipelines.terminal import (
     JsonOption,
     SetOption,
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(training_commands.ledger)
 app.add_typer(data_commands.data)
 
 
@@ -68,6 +69,9 @@ def run(
                     terminal.reset(token)
         except TooManyDeadLetters as error:
             data_commands.show_letters(error.letters)
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            say("stopped; the same command goes on from the newest checkpoint", error=True)
             raise
         display.result(found)
         answer(found, as_json=as_json)

@@ -6,8 +6,6 @@ training that still runs and follows it, instead of starting a second one.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import sys
 import time
@@ -17,7 +15,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_expo
 
 from pipelines.points import spooled_points
 from pipelines.reasons import TrainingError
-from pipelines.supervising import finished
+from pipelines.supervising import finished, write_order
 from sdn.journal import journal_files, read_lines
 
 if TYPE_CHECKING:
@@ -175,7 +173,7 @@ def _ensure(client: JobSubmissionClient, order: StageOrder) -> None:
             submission_id=order.name,
             runtime_env={
                 "env_vars": {
-                    ORDER: json.dumps(dataclasses.asdict(order)),
+                    ORDER: write_order(order).decode(),
                     "RAY_JOB_STOP_WAIT_TIME_S": str(round(order.grace_s)),
                 }
             },

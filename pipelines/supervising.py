@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import gc
+import json
 import logging
 import signal
 import threading
@@ -53,6 +54,17 @@ def finished(order: StageOrder) -> Checkpoint | None:
     return newest if newest is not None and newest.step == newest.steps else None
 
 
+def read_order(content: bytes) -> StageOrder:
+    """The order that `write_order` has written."""
+    values = json.loads(content)
+    return StageOrder(**{**values, "workers": tuple(values["workers"])})
+
+
+def write_order(order: StageOrder) -> bytes:
+    """The order as JSON."""
+    return json.dumps(dataclasses.asdict(order)).encode()
+
+
 def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
     """Run a stage's training with Ray Train; one that was interrupted goes on.
 
@@ -68,6 +80,7 @@ def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
         KnownFailureError: as `finished`.
     """
     failures, reached = 0, -1
+    order.place().write("order.json", write_order(order))
     while (last := finished(order)) is None:
         newest = Checkpoints(order.place()).newest()
         step = -1 if newest is None else newest.step

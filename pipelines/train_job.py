@@ -6,7 +6,6 @@ training's place, where whoever follows the job reads it.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -18,12 +17,10 @@ from pipelines.settings import Settings, job_order
 def main() -> None:
     """Train the order to its end."""
     from pipelines.cluster import start_ray, stop_ray
-    from pipelines.supervising import train_stage
-    from pipelines.worker import StageOrder
+    from pipelines.supervising import read_order, train_stage
     from sdn.journal import Journal
 
-    values = json.loads(job_order(ORDER))
-    order = StageOrder(**{**values, "workers": tuple(values["workers"])})
+    order = read_order(job_order(ORDER).encode())
     start_ray(Settings(ray_address="auto"))
     place = order.place()
     # Later jobs of the same training count on from the time, so that none overwrites another.

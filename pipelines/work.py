@@ -198,7 +198,6 @@ def _order(
 ) -> StageOrder:
     data = inputs["data"]
     workers = possible_workers(config, batch, run)
-    here = cores(run.settings)
     return StageOrder(
         stage=stage.name,
         name=stage.short,
@@ -210,11 +209,19 @@ def _order(
         data=data_uri(run, data),
         version=data.result["manifest"],
         inputs={role: done.folder for role, done in inputs.items() if role != "data"},
-        threads=min(config.threads or here, max(1, here // workers[1])),
+        threads=_threads(run, config, workers[1]),
         workers=workers,
         stall_s=run.settings.stall_s,
         grace_s=run.settings.grace_s,
     )
+
+
+def _threads(run: Run, config: RunConfig, workers: int) -> int:
+    """Threads of a worker: its share of this machine's cores; a cluster's nodes have others."""
+    here = cores(run.settings)
+    if run.settings.ray_address is not None:
+        return config.threads or 1
+    return min(config.threads or here, max(1, here // workers))
 
 
 def possible_workers(config: RunConfig, batch: int, run: Run) -> tuple[int, int]:

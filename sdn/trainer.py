@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdn.checkpoint import Checkpoint
+from sdn.compiling import compiled
 from sdn.config import to_dict
 from sdn.data.images import to_image
 from sdn.stages import STAGES, StageName, scales_of
@@ -65,9 +66,9 @@ class Trainer:
         wrap: makes the student distributed; the identity on one rank.
         """
         self.name: str = stage
-        self._losses = STAGES[stage]
         self.config, self.steps, self.precision = config, steps, precision
         self.device = next(student.parameters()).device
+        self._losses = compiled(STAGES[stage], config.compile, self.device)
         self.student = channels_last(student)
         # The compute precision's own copy; the teacher itself is left as it is.
         self.teacher = FastTeacher(teacher, _DTYPES[precision])
@@ -109,7 +110,7 @@ class Trainer:
         with torch.autocast(
             self.device.type, _DTYPES[self.precision], enabled=self.precision != "float32"
         ):
-            return self._losses(
+            found: dict[str, Tensor] = self._losses(
                 self.forward,
                 self.teacher,
                 text,
@@ -117,6 +118,7 @@ class Trainer:
                 weights=self.config.weights,
                 scales=self.scales,
             )
+        return found
 
     def advance(self, batch: Batch, text: Tensor, images: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step; returns the terms and the norm of the gradient.

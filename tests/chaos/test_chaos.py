@@ -169,8 +169,9 @@ def test_no_fault_costs_more_than_an_interval_or_changes_the_end(store, ranks):
     """
     calm = undisturbed(store, ranks)
     draw = random.Random(f"{SEED}-{ranks}")
-    # Half of the faults on each number of ranks; each kind comes, in an order drawn.
-    wanted = [KINDS[n % len(KINDS)] for n in range((FAULTS + (2 - ranks)) // 2)]
+    # A third of the faults on two ranks; each kind comes, in an order drawn.
+    two = FAULTS // 3
+    wanted = [KINDS[n % len(KINDS)] for n in range(two if ranks == 2 else FAULTS - two)]
     draw.shuffle(wanted)
     counts, lost, seconds, number = Counter(), [], [], 0
     while wanted:
