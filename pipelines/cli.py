@@ -37,7 +37,10 @@ def run(
     store: StoreOption = None,
     set_: SetOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved config and what would be done.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the resolved config, and forecast time, memory and disk."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +56,15 @@ def run(
         opened = spec.open()
         display = Display(to_stderr=as_json)
         if dry_run:
-            answer(display.plan(opened), as_json=as_json)
+            from pipelines.forecasting import HEADINGS, as_dicts, as_rows, forecast
+
+            plan = display.plan(opened)
+            forecasts, warnings = forecast(opened, lambda text: say(text, error=True))
+            table(HEADINGS, as_rows(forecasts), to_stderr=as_json)
+            for warning in warnings:
+                say(f"warning: {warning}", error=True)
+            more = {"forecast": as_dicts(forecasts), "warnings": warnings}
+            answer(plan | more, as_json=as_json)
             return
         opened.store.check()
         from pipelines.flows.stages import terminal

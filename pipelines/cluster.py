@@ -33,6 +33,7 @@ def start_ray(settings: Settings) -> None:
     here = settings.ray_address is None
     if here:  # it watches for nodes that are taken away; here there is one
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # nobody here collects them
     if ray.is_initialized():
         return
     ray.init(

@@ -101,6 +101,10 @@ class Display:
         self.scores(found["scores"], found["captions"])
         model = found["model"]
         say = self.console.print
+        say(
+            f"fixed cost (starting Ray, flow and tracking, all that does not compute): "
+            f"{found['fixed_s']:.0f} s"
+        )
         if found["nothing_to_do"]:
             say("nothing to do: every stage was done already")
         data = found["stages"]["prepare"]["result"]

@@ -132,6 +132,7 @@ class Said:
         self._run, self._name = run, name
         self.workers: list[dict[str, Any]] = []
         self.failures: list[str] = []
+        self.computing_s = 0.0
 
     def __call__(self, kind: str, values: dict[str, Any]) -> None:
         """See `pipelines.supervising.train_stage`."""
@@ -145,6 +146,8 @@ class Said:
             )
         elif kind == "worker":
             self.workers.append(values)
+        elif kind == "computed":
+            self.computing_s += values["seconds"]
         elif kind == "failed":
             self.failures.append(values["text"])
             self._run.progress(self._name, 0.0, f"goes on after: {values['text']}")
@@ -153,7 +156,11 @@ class Said:
 
     def result(self) -> dict[str, Any]:
         """For the stage's mark."""
-        return {"workers": self.workers, "failures": self.failures}
+        return {
+            "workers": self.workers,
+            "failures": self.failures,
+            "computing_s": round(self.computing_s, 2),
+        }
 
 
 def _remaining(values: dict[str, Any], left: float) -> str:

@@ -130,6 +130,7 @@ def train_rank(settings: dict[str, Any]) -> None:
         },
     )
 
+    began = time.monotonic()
     with _Alive(rank.rank, say, order.stall_s, stacks) as alive:
         _, ended = run_recorded(
             order.opener(),
@@ -141,8 +142,8 @@ def train_rank(settings: dict[str, Any]) -> None:
             say=lambda text: say("said", {"text": text}),
             sheet=_sheet(order) if rank.rank == 0 and order.stage.startswith("stage") else None,
         )
-    if not ended:
-        say("stopped", {"rank": rank.rank})
+    if rank.rank == 0:
+        say("computed", {"seconds": time.monotonic() - began, "ended": ended})
 
 
 def catch_sigterm() -> None:

@@ -220,6 +220,7 @@ def summary(
         "contact_sheet": str(folder / SHEET),
         "report": str(folder / REPORT),
         "seconds": round(total_s, 1),
+        "fixed_s": round(total_s - sum(_computing_s(done) for done in stages.values()), 1),
         "nothing_to_do": not any(done.fresh for done in stages.values()),
         "stages": {
             name: {
@@ -232,6 +233,13 @@ def summary(
             for name, done in stages.items()
         },
     }
+
+
+def _computing_s(done: Done) -> float:
+    """What a stage of this run spent on its work, starts of Ray and tracking left out."""
+    if not done.fresh:
+        return 0.0
+    return float(done.result.get("computing_s") or done.seconds)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

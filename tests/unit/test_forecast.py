@@ -1,0 +1,117 @@
+"""What a dry run measures, forecasts and warns of."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import training_place
+from typer.testing import CliRunner
+
+from pipelines import forecasting
+from pipelines.cli import app
+from pipelines.forecasting import Limits, forecast
+from pipelines.run import RunSpec
+from sdn.checkpoint import STATE
+from sdn.forecast import checkpoint_bytes, measure
+from sdn.recipes import recipe
+from sdn.running import run_recorded
+
+CPU = torch.device("cpu")
+PLENTY = Limits(memory_gib=1e6, disk_gib=1e6)
+
+
+def test_the_size_of_a_checkpoint_is_that_of_the_file(tmp_path):
+    """Forecast and written file differ by less than 2% and the archive's own few bytes."""
+    training_place.write_store(tmp_path)
+    for average in (0.0, 0.1):
+        order = training_place.order_of(tmp_path, f"a{average}", epochs=1, average_share=average)
+        trainee, _ = run_recorded(order.opener(), order.place())
+        numbers = sum(p.numel() for p in trainee.student.parameters())
+        (path,) = order.place().path.glob(f"checkpoints/*/{STATE}")
+        expected = checkpoint_bytes(numbers, average=average > 0)
+        assert expected < path.stat().st_size < 1.02 * expected + 100_000
+
+
+@pytest.mark.parametrize("stage", ["teacher", "captions", "stage_one", "stage_two"])
+def test_each_stage_is_measured_in_the_time_given(stage):
+    """By the clock alone: once the time is over no further step is begun."""
+    ticks = iter(range(10**6))
+    found = measure(
+        recipe("tiny"), stage, device=CPU, threads=1, seconds=20, clock=lambda: float(next(ticks))
+    )
+    assert found.images_per_s > 0
+    assert found.memory_gib > 0
+    assert next(ticks) < 100
+
+
+def test_a_step_that_is_too_slow_is_measured_with_fewer_images():
+    """Where the first step takes most of the time, a smaller batch is timed and says so."""
+    now = [0.0]
+
+    def clock():
+        now[0] += 30.0
+        return now[0]
+
+    found = measure(recipe("tiny"), "stage_one", device=CPU, threads=1, seconds=50, clock=clock)
+    assert found.batch < recipe("tiny").stage_one.global_batch
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of the tiny recipe whose measuring is made up: 100 images/s and 2 GiB a worker."""
+    monkeypatch.setenv("SDN_CPUS", "2")
+    made = measure(recipe("tiny"), "stage_one", device=CPU, threads=1, seconds=1)
+    made = dataclasses.replace(
+        made, images_per_s=100.0, memory_gib=2.0, checkpoint_bytes=2**30, batch=8
+    )
+    monkeypatch.setattr(forecasting, "_measured", lambda *_: made)
+    monkeypatch.setattr(forecasting, "_samples", lambda _: 3600)
+    return RunSpec("tiny", store=str(tmp_path)).open()
+
+
+def test_hours_follow_from_images_and_rate(run):
+    """Images over images a second of all workers; memory of all; all kept checkpoints."""
+    found, warnings = forecast(run, lambda text: None, PLENTY)
+    assert warnings == []
+    two = next(one for one in found if one.stage == "stage_two")
+    assert (two.workers, two.images_per_s, two.images) == (2, 200.0, 4 * 3600)
+    assert two.hours == pytest.approx(4 * 3600 / 200 / 3600)
+    assert (two.memory_gib, two.checkpoint_gib, two.kept_gib) == (4.0, 1.0, 4.0)
+    assert [one.stage for one in found] == ["teacher", "captions", "stage_one", "stage_two"]
+
+
+def test_what_does_not_fit_is_warned_of_with_what_to_change(run):
+    """Memory, disk and days, each with the settings that would help."""
+    _, warnings = forecast(run, lambda text: None, Limits(memory_gib=3.0, disk_gib=10.0))
+    assert any("stage_two needs 4.0 GiB" in text and "accumulate" in text for text in warnings)
+    assert any("16.0 GiB, the store's disk has 10.0 free" in text for text in warnings)
+    long = dataclasses.replace(run.config.stage_two, epochs=10**5)
+    object.__setattr__(run, "config", dataclasses.replace(run.config, stage_two=long))
+    _, warnings = forecast(run, lambda text: None, PLENTY)
+    assert any("stage_two would take 21 days" in text for text in warnings)
+
+
+def test_a_killed_measurement_is_a_warning(run, monkeypatch):
+    """Where the measuring process dies, the others are forecast and that one is warned of."""
+    monkeypatch.setattr(forecasting, "_measured", lambda *_: None)
+    found, warnings = forecast(run, lambda text: None, PLENTY)
+    assert found == []
+    assert len(warnings) == 4
+    assert "teacher.batch" in warnings[0]
+
+
+@pytest.mark.timeout(240)
+def test_the_command_measures_and_leaves_nothing(tmp_path, monkeypatch):
+    """`sdn run tiny --dry-run --json`: a forecast of each stage, measured, and no store."""
+    monkeypatch.setenv("SDN_CPUS", "2")
+    monkeypatch.setattr(forecasting, "_SECONDS", 2.0)
+    monkeypatch.setattr(forecasting.forecast, "__defaults__", (None, 2.0))
+    place = tmp_path / "store"
+    done = CliRunner().invoke(app, ["run", "tiny", "--dry-run", "--json", "--store", str(place)])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert [one["stage"] for one in answer["forecast"]][-1] == "stage_two"
+    assert all(one["images_per_s"] > 0 and one["hours"] is None for one in answer["forecast"])
+    assert answer["warnings"] == []
+    assert not place.exists()
