@@ -81,9 +81,6 @@ def run(
         except TooManyDeadLetters as error:
             data_commands.show_letters(error.letters)
             raise
-        except (KeyboardInterrupt, SystemExit):
-            say("stopped; the same command goes on from the newest checkpoint", error=True)
-            raise
         display.result(found)
         answer(found, as_json=as_json)
 

@@ -212,9 +212,12 @@ def _stop(watch: _Watch, done: Future[None], grace_s: float) -> None:
     """Ask the ranks for a last checkpoint and wait for it; end those that take too long."""
     logger.warning("asked to stop: the ranks write a last checkpoint (at most %.0f s)", grace_s)
     end_ranks(watch.ranks.values(), signal.SIGTERM)
-    if not _over(done, grace_s):
-        end_ranks(watch.ranks.values(), signal.SIGKILL)
-        _over(done, 5.0)
+    if _over(done, grace_s):
+        logger.warning("stopped; the same command goes on from the last checkpoint")
+        return
+    end_ranks(watch.ranks.values(), signal.SIGKILL)
+    _over(done, 5.0)
+    logger.warning("stopped without a last checkpoint: the ranks took too long (SDN_GRACE_S)")
 
 
 def _trainer_class() -> Any:
