@@ -149,7 +149,7 @@ def runs(tmp_path_factory):
 
 
 def equal(found, expected):
-    """The student is equal to 1e-5 of its size, and each tensor's way to 5e-3 of its length.
+    """The student is equal to 3e-5 of its size, and each tensor's way to 5e-3 of its length.
 
     In norms, not element by element: Adam divides by the gradient's size, so where that is next to
     nothing, rounding grows to a part of a step.
@@ -160,7 +160,7 @@ def equal(found, expected):
         away, way = (found[name] - tensor).norm(), (tensor - before[name]).norm()
         assert away <= 5e-3 * way, name
     whole = [torch.cat([state[name].flatten() for name in before]) for state in (found, expected)]
-    assert (whole[0] - whole[1]).norm() <= 1e-5 * whole[1].norm()
+    assert (whole[0] - whole[1]).norm() <= 3e-5 * whole[1].norm()
 
 
 @pytest.mark.timeout(150)
