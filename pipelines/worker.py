@@ -19,6 +19,7 @@ import torch
 from pipelines.store import open_files, open_store
 from sdn.config import RunConfig, from_dict
 from sdn.data.dataset import open_dataset
+from sdn.memory import keep_freed_memory
 from sdn.ranks import Rank, of_process_group
 from sdn.running import run_recorded
 from sdn.stage_run import StageInputs, open_stage, run_stage
@@ -113,6 +114,7 @@ def train_rank(settings: dict[str, Any]) -> None:
 
     order = StageOrder(**settings["order"])
     torch.set_num_threads(order.threads)
+    keep_freed_memory()
     config = order.run_config()
     stage = getattr(config, order.stage)
     rank = of_process_group(get_device(), compress=getattr(stage, "compress", "none"))
@@ -210,6 +212,7 @@ def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
 
     order = StageOrder(**settings["order"])
     torch.set_num_threads(order.threads)
+    keep_freed_memory()
     config = order.run_config()
     changed = dataclasses.replace(config.stage_two.weights, **weights)
     stage = dataclasses.replace(config.stage_two, weights=changed)

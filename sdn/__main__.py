@@ -24,6 +24,7 @@ import torch
 from sdn.config import to_dict, with_overrides
 from sdn.data.files import LocalFolder
 from sdn.data.manifest import MANIFEST
+from sdn.memory import keep_freed_memory
 from sdn.ranks import Rank
 from sdn.recipes import RECIPES, recipe
 from sdn.sampling import ENCODER, STUDENT
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Intermixed: captions may stand after options too.
     chosen = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
     try:
         config = with_overrides(recipe(chosen.recipe), _changes(chosen.set))
         if chosen.step == "generate":

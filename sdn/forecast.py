@@ -11,6 +11,7 @@ import torch
 
 from sdn.caption_fitting import caption_batches, new_caption_fit
 from sdn.data.records import Batch
+from sdn.memory import keep_freed_memory
 from sdn.ranks import Rank
 from sdn.stage_run import new_student
 from sdn.teacher import channels_last, empty_teacher
@@ -67,6 +68,7 @@ def measure(
         clock: seconds.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     batch = max(1, _batch(config, stage) // workers)
     until = clock() + seconds
     while True:

@@ -42,8 +42,10 @@ class _Distance(torch.autograd.Function):
         difference = a - b
         ctx.save_for_backward(difference)
         # A sum per row of the batch, accumulated in float32 whatever the dtype, then their sum: in
-        # bf16 eight times faster than a norm in float32, and within 0.1% of it.
-        rows = difference.abs().sum(dim=tuple(range(1, a.ndim)))
+        # bf16 eight times faster than a norm in float32, and within 0.1% of it. A row's sum passes
+        # what float16 can hold.
+        exact = None if a.dtype == torch.bfloat16 else torch.float32
+        rows = difference.abs().sum(dim=tuple(range(1, a.ndim)), dtype=exact)
         return rows.float().sum() / a.numel()
 
     @staticmethod

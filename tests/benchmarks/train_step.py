@@ -1,8 +1,8 @@
 """A training step against a plain reference: `python tests/benchmarks/train_step.py [--json]`.
 
-Random images and embeddings, one process, no loader. Ours and the reference (see
-`reference_step.py`) take turns in the same process, so that what else the machine does hits both;
-rates are medians. Peak memory is measured in a process of its own for each.
+Random images and embeddings, no loader. Ours and the reference (see `reference_step.py`) take
+turns, each in a process of its own, so that what else the machine does hits both; rates are
+medians.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from reference_step import ReferenceStep
 
 from sdn.config import LossWeights, StageConfig
 from sdn.data.records import Batch
+from sdn.memory import keep_freed_memory
 from sdn.recipes import RECIPES, recipe
 from sdn.stage_run import new_student
 from sdn.teacher import channels_last, empty_teacher
@@ -114,18 +115,45 @@ def rate(step: Callable[[], object], case: Case, steps: int) -> float:
     return steps * case.batch / (time.perf_counter() - began)
 
 
+class Turn:
+    """A step that lives in a process of its own, with the memory settings it is trained with."""
+
+    step: Callable[[], dict[str, torch.Tensor]]
+    case: Case
+
+    @classmethod
+    def begin(cls, kind: str, case: Case) -> dict[str, float]:
+        """Take the first two steps; returns the terms of the first."""
+        torch.set_num_threads(case.threads)
+        if kind == "ours":
+            keep_freed_memory()
+        cls.case, cls.step = case, staticmethod({"ours": ours, "reference": reference}[kind](case))
+        first = {name: float(term) for name, term in cls.step().items()}
+        cls.step()
+        return first
+
+    @classmethod
+    def go_on(cls, steps: int) -> float:
+        """Images a second over so many steps."""
+        return rate(cls.step, cls.case, steps)
+
+    @classmethod
+    def peak(cls) -> float:
+        """GiB that the process held at most."""
+        return peak_memory_gib(torch.device(cls.case.device))
+
+
 def compare(case: Case, rounds: int, steps: int) -> dict[str, Any]:
-    """Rates of both, their ratio, and how far apart their first terms are."""
-    torch.set_num_threads(case.threads)
-    plain, fast = reference(case), ours(case)
-    expected, found = plain(), fast()
-    away = max(
-        abs(float(found[name]) - float(value)) / abs(float(value))
-        for name, value in expected.items()
-    )
-    for step in (plain, fast):
-        step()
-    pairs = [(rate(plain, case, steps), rate(fast, case, steps)) for _ in range(rounds)]
+    """Rates and peaks of both, their ratio, and how far apart their first terms are."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(1) as plain, spawn.Pool(1) as fast:
+        expected = plain.apply(Turn.begin, ("reference", case))
+        found = fast.apply(Turn.begin, ("ours", case))
+        pairs = [
+            (plain.apply(Turn.go_on, (steps,)), fast.apply(Turn.go_on, (steps,)))
+            for _ in range(rounds)
+        ]
+        peaks = plain.apply(Turn.peak), fast.apply(Turn.peak)
     slow, quick = (statistics.median(values) for values in zip(*pairs, strict=True))
     return {
         "stage": case.stage,
@@ -135,18 +163,12 @@ def compare(case: Case, rounds: int, steps: int) -> dict[str, Any]:
         "images_per_s": quick,
         "ratio": quick / slow,
         "ratios": [b / a for a, b in pairs],
-        "largest_relative_difference": away,
+        "reference_peak_gib": peaks[0],
+        "ours_peak_gib": peaks[1],
+        "largest_relative_difference": max(
+            abs(found[name] - value) / abs(value) for name, value in expected.items()
+        ),
     }
-
-
-def peak(kind: str, case: Case) -> float:
-    """GiB that a process of its own holds at most in three steps."""
-    torch.set_num_threads(case.threads)
-    step = {"ours": ours, "reference": reference}[kind](case)
-    for _ in range(3):
-        step()
-    waited(case.device)
-    return peak_memory_gib(torch.device(case.device))
 
 
 def products(case: Case) -> float:
@@ -216,15 +238,12 @@ def main() -> None:
     chosen = parser.parse_args()
     out = sys.stderr if chosen.json else sys.stdout
     precision = choose_precision(chosen.precision, torch.device(chosen.device))
-    spawn, rows = multiprocessing.get_context("spawn"), []
+    rows = []
     matrix = product_rate() if chosen.device == "cuda" else None
     for stage in STAGES if chosen.stage is None else (chosen.stage,):
         for batch in chosen.batch:
             case = Case(chosen.recipe, stage, chosen.device, batch, chosen.threads, precision)
             row = compare(case, chosen.rounds, chosen.steps)
-            for kind in ("ours", "reference"):
-                with spawn.Pool(1) as pool:
-                    row[f"{kind}_peak_gib"] = pool.apply(peak, (kind, case))
             row["gflop_per_image"] = products(case)
             row["tflops"] = row["images_per_s"] * row["gflop_per_image"] / 1e3
             if matrix is not None:

@@ -63,6 +63,12 @@ def test_distance_in_bf16_does_not_stall_on_many_elements():
     assert distance(a, torch.zeros_like(a)).item() == pytest.approx(1.0, rel=2**-8)
 
 
+def test_distance_in_fp16_does_not_overflow_on_many_elements():
+    """A sum of 200,704 elements an image is more than float16 can hold."""
+    a = torch.full((2, 64, 56, 56), 1.0, dtype=torch.float16)
+    assert distance(a, torch.zeros_like(a)).item() == pytest.approx(1.0, rel=2**-10)
+
+
 def test_gradient_is_exactly_zero_where_equal():
     """Elements that already agree get a gradient of exactly 0, the others +-1/N."""
     a, b = pair((2, 3, 4, 4))
