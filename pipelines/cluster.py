@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipelines.settings import Settings
 
 
@@ -36,17 +40,35 @@ def start_ray(settings: Settings) -> None:
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # nobody here collects them
     if ray.is_initialized():
         return
-    ray.init(
-        # "local": never the cluster that somebody else has started on this machine.
-        address=settings.ray_address or "local",
-        namespace="sdn",
-        num_cpus=cores(settings) if here else None,
-        include_dashboard=False if here else None,
-        object_store_memory=200 * 1024**2 if here else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-    )
+    with _sessions_of_their_own() if here else nullcontext():
+        ray.init(
+            # "local": never the cluster that somebody else has started on this machine.
+            address=settings.ray_address or "local",
+            namespace="sdn",
+            num_cpus=cores(settings) if here else None,
+            include_dashboard=False if here else None,
+            object_store_memory=200 * 1024**2 if here else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Ray's processes that start inside are apart from this one's process group.
+
+    Prefect cancels a flow run by SIGTERM to its whole group. Ray must outlive that for as long as
+    the ranks need for a last checkpoint; this process ends it then.
+    """
+    from ray._private import services
+
+    plain: Any = services.ConsolePopen
+    services.ConsolePopen = partial(plain, start_new_session=True)  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain  # type: ignore[misc]
 
 
 def started_here() -> bool:

@@ -145,7 +145,10 @@ def stop_job(
 
 
 def _actors_alive(client: JobSubmissionClient, name: str) -> int:
-    """Actors of a job that live, as the dashboard knows them."""
+    """Actors of a job that live, as the dashboard knows them.
+
+    Detached ones belong to the cluster: the first job makes Ray's own, which hold no core.
+    """
     from ray.util.state import list_actors
 
     job = client.get_job_info(name).job_id
@@ -154,9 +157,10 @@ def _actors_alive(client: JobSubmissionClient, name: str) -> int:
     found = list_actors(
         address=client.get_address(),
         filters=[("job_id", "=", job), ("state", "!=", "DEAD")],
+        detail=True,
         raise_on_missing_output=False,
     )
-    return len(found)
+    return sum(not actor.is_detached for actor in found)
 
 
 def _ensure(client: JobSubmissionClient, order: StageOrder) -> None:

@@ -7,16 +7,22 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("sdn"))
+PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
 def free_port() -> int:
@@ -81,3 +87,79 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, An
     """A place in which `sdn run tiny` has run once, and what it answered."""
     here = place(tmp_path_factory.mktemp("chain"))
     return here, here.run()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server with the deployed flow and one worker."""
+
+    api: str
+    deployment: dict[str, Any]
+    worker: int
+    """Process id."""
+    log: Path
+    """What the worker and the flows say."""
+
+    def post(self, path: str, content: dict[str, Any]) -> Any:
+        """The server's answer to a request."""
+        answer = httpx.post(f"{self.api}/{path}", json=content, timeout=30)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def start(self, store: Path, changes: list[str], env: dict[str, str] | None = None) -> str:
+        """Create a run of the tiny recipe, as the form of the UI does; its id."""
+        parameters = {"recipe": "tiny", "store": str(store), "changes": changes}
+        content = {"parameters": parameters, "job_variables": {"env": env or {}}}
+        run = self.post(f"deployments/{self.deployment['id']}/create_flow_run", content)
+        return str(run["id"])
+
+    def state(self, run: str) -> str:
+        """Type of the state a flow run is in."""
+        return str(httpx.get(f"{self.api}/flow_runs/{run}", timeout=30).json()["state"]["type"])
+
+    def wait_until(self, check: Callable[[], Any], seconds: float, what: str) -> Any:
+        """The first true answer of `check`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if found := check():
+                return found
+            time.sleep(0.2)
+        said = self.log.read_text()[-4000:]
+        raise AssertionError(f"{what} did not happen within {seconds} s; the worker said {said}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`prefect server start`, `prefect deploy --all`, `prefect worker start`."""
+    folder = tmp_path_factory.mktemp("server")
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    env = place(folder).env
+    on_server = env | {"PREFECT_API_URL": api}
+
+    def prefect(*args: str) -> None:
+        done = subprocess.run(
+            [PREFECT, "--no-prompt", *args],
+            env=on_server, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def healthy() -> bool:
+        try:
+            return httpx.get(f"{api}/health", timeout=2).is_success
+        except httpx.HTTPError:
+            return False
+
+    serve = (PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    work = (PREFECT, "worker", "start", "--pool", "sdn")
+    log = folder / "worker.log"
+    with background(*serve, env=env, log=folder / "server.log"):
+        until = time.monotonic() + 60
+        while not healthy():
+            assert time.monotonic() < until, (folder / "server.log").read_text()[-2000:]
+            time.sleep(0.5)
+        prefect("work-pool", "create", "sdn", "--type", "process")
+        prefect("deploy", "--all")
+        (deployment,) = httpx.post(f"{api}/deployments/filter", json={}).json()
+        with background(*work, env=on_server, log=log) as worker:
+            yield Server(api=api, deployment=deployment, worker=worker.pid, log=log)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import training_place
+from ray_cluster import free_ports, ray_cluster
 
 from pipelines import jobs
 from pipelines.reasons import TrainingError
@@ -23,70 +22,14 @@ from sdn.data.files import LocalFolder
 from sdn.ledger import attempts_of
 
 ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).with_name("ray"))
 pytestmark = pytest.mark.timeout(300)
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """The dashboard's address of a Ray head with two cores; ended by the ids of its processes."""
-    port, dashboard, agent = free_ports(3)
-    folder = tmp_path_factory.mktemp("ray")
-    paths = [ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "chaos"]
-    env = os.environ | {
-        "PYTHONPATH": ":".join(map(str, paths)),
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
-    }
-    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    command += ["--object-store-memory=200000000"]
-    with (folder / "ray.log").open("w") as log:
-        head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        yield wait_for(f"http://127.0.0.1:{dashboard}", head, folder / "ray.log")
-    finally:
-        # Ray's own processes are no children of the command: they carry the port or its session.
-        tree = [*psutil.Process(head.pid).children(recursive=True), *carrying(str(port))]
-        for process in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(20)
-        head.kill()
-        _, alive = psutil.wait_procs(tree, timeout=10)
-        for process in [*alive, *carrying(str(port))]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
-def carrying(port):
-    """The processes of the cluster on this port."""
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if f":{port}" in command or f"gcs_server_port={port}" in command:
-            found.append(process)
-    return found
-
-
-def wait_for(address, head, log):
-    until = time.monotonic() + 90
-    while True:
-        with contextlib.suppress(jobs.ClusterError):
-            jobs.connect(address).list_jobs()
-            return address
-        assert head.poll() is None, log.read_text()[-2000:]
-        assert time.monotonic() < until, log.read_text()[-2000:]
-        time.sleep(1)
+    """The dashboard's address of a Ray head with two cores."""
+    with ray_cluster(tmp_path_factory.mktemp("ray")) as found:
+        yield found.dashboard
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,63 @@
+"""A flow run that is cancelled in Prefect while a stage trains."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+from ray_cluster import ray_cluster
+
+from pipelines import jobs
+from sdn.checkpoint import Checkpoints
+from sdn.data.files import LocalFolder
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(params=["embedded", "cluster"])
+def cluster(request, tmp_path):
+    """Where Ray runs: None for in the flow's own process."""
+    if request.param == "embedded":
+        yield None
+        return
+    with ray_cluster(tmp_path) as found:
+        yield found
+
+
+def test_cancelling_stops_the_training_within_30_s(chain, server, cluster):
+    """By the state that the UI's button sets: a last checkpoint, no job, no process left."""
+    here, _ = chain
+    trainings = here.store / "training"
+    before = set(trainings.iterdir())
+    env = {} if cluster is None else {"SDN_RAY_ADDRESS": cluster.address}
+    # Of different lengths, so that each is a training of its own.
+    epochs = 900 if cluster is None else 901
+    run = server.start(here.store, ["search.trials=0", f"stage_two.epochs={epochs}"], env)
+
+    def training():
+        assert server.state(run) in {"SCHEDULED", "PENDING", "RUNNING"}, server.log.read_text()
+        return [one for one in set(trainings.iterdir()) - before if any(one.glob("points/*"))]
+
+    (place,) = server.wait_until(training, 240, "the first points of stage two")
+    worker = psutil.Process(server.worker)
+    tree = worker.children(recursive=True)
+    assert tree
+    began = time.monotonic()
+    server.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    server.wait_until(lambda: server.state(run) == "CANCELLED", 60, "the state CANCELLED")
+    said = time.monotonic() - began
+    server.wait_until(lambda: not any(one.is_running() for one in tree), 60, f"the end of {tree}")
+    gone = time.monotonic() - began
+    print(f"\ncancelled after {said:.1f} s, no process left after {gone:.1f} s")
+    assert gone < 30
+    ended = "goes on from the last checkpoint" if cluster is None else "is stopped"
+    assert ended in server.log.read_text()
+    if cluster is not None:
+        client = jobs.connect(cluster.dashboard)
+        (job,) = client.list_jobs()
+        assert job.status.value == "STOPPED"
+        assert jobs._actors_alive(client, job.submission_id) == 0
+    newest = Checkpoints(LocalFolder(place)).newest()
+    assert newest is not None
+    assert 0 < newest.step < newest.steps
