@@ -16,14 +16,13 @@ from pipelines.tracking import (
 from sdn.config import to_dict
 
 if TYPE_CHECKING:
+    from pipelines.flows.stages import Tracked
     from pipelines.run import Done, Run
     from pipelines.tracking import Tracker
     from sdn.config import RunConfig
 
 
-def release(
-    run: Run, tracker: Tracker, parent: str | None, stages: dict[str, Done]
-) -> dict[str, Any]:
+def release(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, Any]:
     """Register stage two's model, once; it becomes the champion unless the champion is better.
 
     Returns:
@@ -35,8 +34,9 @@ def release(
     two, scored = stages["stage_two"], stages["evaluate"]
     name = f"sdn-{run.config.name}"
     stage = Stage(name="register", config=name, inputs={"model": two.key, "scores": scored.key})
+    tracker = tracked.tracker
     try:
-        parent = parent or tracker.run(run.config.name, stage.key)
+        parent = tracked.parent
         found = register(
             tracker,
             parent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,7 @@ class Tracker:
         self.recipe = recipe
         self._client: mlflow.MlflowClient | None = None
         self._experiment: str | None = None
+        self._finding = threading.Lock()
 
     @property
     def client(self) -> mlflow.MlflowClient:
@@ -118,18 +120,19 @@ class Tracker:
 
     def run(self, name: str, key: str, parent: str | None = None) -> str:
         """Id of the run that carries this key: found, or made anew."""
-        found = self.client.search_runs(
-            [self.experiment], f"tags.`{_KEY_TAG}` = '{key}' and tags.`sdn.name` = '{name}'"
-        )
-        if found:
-            if found[0].info.status == "FAILED":  # tried again now
-                self.client.update_run(found[0].info.run_id, "RUNNING")
-            return str(found[0].info.run_id)
-        tags = {_KEY_TAG: key, "sdn.name": name, "mlflow.runName": name}
-        if parent is not None:
-            tags["mlflow.parentRunId"] = parent
-        made = self.client.create_run(self.experiment, tags=tags, run_name=name)
-        return str(made.info.run_id)
+        with self._finding:  # two threads that look at once would both make it
+            found = self.client.search_runs(
+                [self.experiment], f"tags.`{_KEY_TAG}` = '{key}' and tags.`sdn.name` = '{name}'"
+            )
+            if not found:
+                tags = {_KEY_TAG: key, "sdn.name": name, "mlflow.runName": name}
+                if parent is not None:
+                    tags["mlflow.parentRunId"] = parent
+                made = self.client.create_run(self.experiment, tags=tags, run_name=name)
+                return str(made.info.run_id)
+        if found[0].info.status == "FAILED":  # tried again now
+            self.client.update_run(found[0].info.run_id, "RUNNING")
+        return str(found[0].info.run_id)
 
     def log(
         self,

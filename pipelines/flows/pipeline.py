@@ -66,9 +66,10 @@ def chain(run: Run) -> dict[str, Any]:
 
     data = prepare(run, tracker)
     work.check_splits(run.config, data)
-    tracked = Tracked(tracker, parent_run(run, tracker, data))
+    tracked = Tracked(tracker, run.config.name, parent_key(run, data))
     with tracked.failing():
-        show_data(run, tracked, data)
+        show_data(run, data)
+        describe(run, tracked, data)
         return stages_after(run, tracked, data, began)
 
 
@@ -86,6 +87,7 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
     models = {"stage_one": one, "stage_two": two}
     scored = do(run, work.evaluate(run, inputs, models), tracked)
     stages = {done.name: done for done in (data, taught, encoder, one, searched, two, scored)}
+    describe(run, tracked, data)  # where MLflow did not answer at the beginning
     registered = register(run, tracked, stages)
 
     folder = run.store.fetch(scored.folder)
@@ -96,7 +98,7 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)
 def register(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, Any]:
     """The model becomes a version of the registry, once; see `pipelines.release`."""
-    return release(run, tracked.tracker, tracked.parent, stages)
+    return release(run, tracked, stages)
 
 
 def prepare(run: Run, tracker: Tracker) -> Done:
@@ -114,13 +116,38 @@ def prepare(run: Run, tracker: Tracker) -> Done:
         raise
 
 
-def show_data(run: Run, tracked: Tracked, data: Done) -> None:
-    """What the data set holds, and its dead letters, in Prefect and MLflow."""
+def show_data(run: Run, data: Done) -> None:
+    """What the data set holds, and its dead letters, in Prefect."""
+    rows, letters = data_tables(run, data)
+    with never_raising("Prefect's table of the data"):
+        manifest = data.result["manifest"]
+        create_table_artifact(rows, key="data", description=f"Manifest {manifest}")
+    show_dead_letters(letters, data.result["dead_letters"])
+
+
+def describe(run: Run, tracked: Tracked, data: Done) -> None:
+    """What MLflow's parent run is of: its config and its data; once."""
+    if tracked.described:
+        return
+    with never_raising("config and data of the run"):
+        tracker, config = tracked.tracker, to_dict(run.config)
+        rows, letters = data_tables(run, data)
+        tracker.log(
+            tracked.parent, params=_flat(config), tags={"sdn.manifest": data.result["manifest"]}
+        )
+        tracker.text(tracked.parent, json.dumps(config, indent=2), "config.json")
+        tracker.table(tracked.parent, rows, "data.json")
+        if letters:
+            tracker.table(tracked.parent, _letter_rows(letters), "dead-letters.json")
+        tracked.described = True
+
+
+def data_tables(run: Run, data: Done) -> tuple[list[dict[str, Any]], list[KeptLetter]]:
+    """Counts of the data set, a row each, and its first dead letters."""
     from itertools import islice
 
     dataset = data_set(run, data)
     letters = read_list(dataset.files, dataset.manifest.dead_letter_file)
-    shown = list(islice(letters, SHOWN_LETTERS))
     result = data.result
     rows = [
         *({"what": f"{split} samples", "count": n} for split, n in result["samples"].items()),
@@ -128,14 +155,7 @@ def show_data(run: Run, tracked: Tracked, data: Done) -> None:
         *({"what": f"found twice: {w}", "count": n} for w, n in result["duplicates"].items()),
         {"what": "dead letters", "count": result["dead_letters"]},
     ]
-    with never_raising("Prefect's table of the data"):
-        create_table_artifact(rows, key="data", description=f"Manifest {result['manifest']}")
-    show_dead_letters(shown, result["dead_letters"])
-    if tracked.parent is not None:
-        with never_raising("the table of the data"):
-            tracked.tracker.table(tracked.parent, rows, "data.json")
-            if shown:
-                tracked.tracker.table(tracked.parent, _letter_rows(shown), "dead-letters.json")
+    return rows, list(islice(letters, SHOWN_LETTERS))
 
 
 def show_dead_letters(letters: list[KeptLetter], total: int) -> None:
@@ -163,16 +183,10 @@ def show_config(run: Run) -> None:
         )
 
 
-def parent_run(run: Run, tracker: Tracker, data: Done) -> str | None:
-    """MLflow's parent run of this config on this data; None where MLflow cannot be reached."""
-    config = to_dict(run.config)
-    key = Stage(name="run", config=config, inputs={"data": data.result["manifest"]}).key
-    with never_raising("the run"):
-        parent = tracker.run(run.config.name, key)
-        tracker.log(parent, params=_flat(config), tags={"sdn.manifest": data.result["manifest"]})
-        tracker.text(parent, json.dumps(config, indent=2), "config.json")
-        return parent
-    return None
+def parent_key(run: Run, data: Done) -> str:
+    """Key of MLflow's parent run of this config on this data."""
+    inputs = {"data": data.result["manifest"]}
+    return Stage(name="run", config=to_dict(run.config), inputs=inputs).key
 
 
 def show_result(folder: Path, scored: Done, registered: dict[str, Any]) -> None:

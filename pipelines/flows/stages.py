@@ -74,10 +74,31 @@ def training_place(run: Run, stage: Stage) -> Files:
 
 
 class Tracked:
-    """Mirrors stages into MLflow as nested runs of one parent."""
+    """Mirrors stages into MLflow as nested runs of one parent.
 
-    def __init__(self, tracker: Tracker, parent: str | None) -> None:
-        self.tracker, self.parent = tracker, parent
+    Args:
+        tracker: of the recipe.
+        name: of the parent run.
+        key: of the parent run.
+    """
+
+    def __init__(self, tracker: Tracker, name: str, key: str) -> None:
+        self.tracker = tracker
+        self._parent_name, self._parent_key = name, key
+        self._parent: str | None = None
+        self.described = False
+        """Whether the parent run has its config and its data."""
+
+    @property
+    def parent(self) -> str:
+        """Id of the parent run; where MLflow did not answer at one use, the next one asks again.
+
+        Raises:
+            MlflowException: it does not answer.
+        """
+        if self._parent is None:
+            self._parent = self.tracker.run(self._parent_name, self._parent_key)
+        return self._parent
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -85,9 +106,8 @@ class Tracked:
         try:
             yield
         except BaseException:
-            if self.parent is not None:
-                with never_raising("end of the run"):
-                    self.tracker.finish(self.parent, "FAILED")
+            with never_raising("end of the run"):
+                self.tracker.finish(self.parent, "FAILED")
             raise
 
     @contextmanager

@@ -91,6 +91,9 @@ class Driver:
                 continue
         return None
 
+    def log(self):
+        return (self.folder / f"{self.order.name}.log").read_text()
+
     def wait(self, what, check):
         """Until the check holds or the driver has ended."""
         until = time.monotonic() + PATIENCE_S
@@ -156,7 +159,7 @@ def undisturbed(folder, ranks):
     driver.start()
     driver.wait("the end", driver.over)
     driver.reader.join(10)
-    assert driver.done(), (folder / f"{order.name}.log").read_text()[-3000:]
+    assert driver.done(), driver.log()[-3000:]
     return weights_of(folder, order)
 
 
@@ -226,13 +229,14 @@ def storm(store, order, wanted, draw, counts, lost, seconds):
             before = 0
 
         def again(before=before):
-            return any(k == "worker" for k, _ in driver.said[before:]) and any(
-                k in {"step", "done"} for k, _ in after(driver.said, before)
-            )
+            return driver.done() or any(k == "step" for k, _ in after(driver.said, before))
 
         driver.wait(f"recovery from {kind}", again)
         driver.reader.join(0.2)
-        resumed = min((v["step"] for k, v in after(driver.said, before) if k == "step"), default=0)
+        further_steps = [v["step"] for k, v in after(driver.said, before) if k == "step"]
+        assert further_steps or driver.done(), driver.log()[-3000:]
+        # Behind its last step a training has nothing left to do again but its "done".
+        resumed = min(further_steps, default=training_place.STEPS)
         done_again = max(0, reached - resumed)
         lost.append(done_again)
         seconds.append(time.monotonic() - began)

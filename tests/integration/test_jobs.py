@@ -109,7 +109,7 @@ def test_an_ended_flow_stops_the_job_and_frees_the_cluster(cluster, store, tmp_p
     flow.wait("step")
     began = time.monotonic()
     flow.process.send_signal(signal.SIGINT)
-    flow.process.wait(60)
+    flow.process.wait(120)
     print(f"\nstopped and confirmed after {time.monotonic() - began:.1f} s")
     assert f"job {order.name} is stopped" in flow.log.read_text()
     client = jobs.connect(cluster)
@@ -126,7 +126,7 @@ def test_an_ended_flow_stops_the_job_and_frees_the_cluster(cluster, store, tmp_p
         resumed = attempts_of(LocalFolder(store / "training" / order.name))
     assert resumed[-1].start > 0, "it goes on where it was"
     assert jobs.stop_job(client, order)
-    again.process.wait(60)
+    again.process.wait(120)
     assert "was stopped" in again.log.read_text()
 
 

@@ -114,7 +114,7 @@ def test_an_outage_costs_a_warning_alone(server, tmp_path, monkeypatch, caplog, 
     every point once.
     """
     settings = Settings(store=str(tmp_path / "store"), tracking_uri=server.uri)
-    tracked = Tracked(Tracker(settings, "some"), None)
+    tracked = Tracked(Tracker(settings, "some"), "some", "key of the parent")
     if trouble != "down before":
         server.start()
     with training(tmp_path, tracked, monkeypatch) as write:

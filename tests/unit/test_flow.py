@@ -1,13 +1,16 @@
 """What the flow hands from stage to stage, and what decides whether a stage is done."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipelines.flows import pipeline as module
-from pipelines.flows.stages import do
+from pipelines.flows.stages import Tracked, do
 from pipelines.run import Done, Job, RunSpec
 from pipelines.stage import Stage
+from pipelines.tracking import Tracker
 from pipelines.work import check_splits, possible_workers
 from sdn.config import DataConfig, LossWeights, to_dict
 from sdn.data.files import LocalFolder
@@ -52,7 +55,7 @@ def test_stage_two_gets_the_weights_that_the_search_chose(monkeypatch, tmp_path)
 
     monkeypatch.setattr(module, "do", instead)
     monkeypatch.setattr(module, "Tracked", Tracked)
-    for name in ("parent_run", "register", "show_data", "show_result", "summary"):
+    for name in ("parent_key", "register", "show_data", "describe", "show_result", "summary"):
         monkeypatch.setattr(module, name, lambda *args: None)
     run = RunSpec("tiny", store=str(tmp_path)).open()
     object.__setattr__(run, "store", Store())
@@ -60,6 +63,41 @@ def test_stage_two_gets_the_weights_that_the_search_chose(monkeypatch, tmp_path)
     assert asked["stage_two"].config["stage"]["weights"] == to_dict(found)
     assert asked["stage_one"].config["stage"]["weights"] == to_dict(run.config.stage_one.weights)
     assert asked["stage_two"].inputs["start"] == "key of stage_one"
+
+
+def test_one_parent_run_though_mlflow_fails_at_it(monkeypatch, tmp_path):
+    """MLflow fails at the first writing: the same run has config and data at the end."""
+    run = RunSpec("tiny", store=str(tmp_path)).open()
+    data = done("prepare", {"manifest": "m"})
+    monkeypatch.setattr(module, "data_tables", lambda *_: ([{"what": "samples", "count": 9}], []))
+    tracked = Tracked(Tracker(run.settings, "tiny"), "tiny", module.parent_key(run, data))
+    client = tracked.tracker.client
+
+    def fails(*_args, **_kwargs):
+        raise MlflowException("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "log_batch", fails)
+        module.describe(run, tracked, data)
+    assert not tracked.described
+    again = Tracked(tracked.tracker, "tiny", module.parent_key(run, data))
+    for same in (tracked, again):
+        module.describe(run, same, data)
+        assert same.described
+    (parent,) = client.search_runs([tracked.tracker.experiment])
+    assert parent.info.run_id == tracked.parent == again.parent
+    assert parent.data.tags["sdn.manifest"] == "m"
+    assert parent.data.params["name"] == "tiny"
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert names == {"config.json", "data.json"}
+
+
+def test_threads_that_look_for_a_run_at_once_make_one(tmp_path):
+    """The mirroring thread and the flow ask for the same run."""
+    tracker = Tracker(RunSpec("tiny", store=str(tmp_path)).open().settings, "tiny")
+    assert tracker.experiment
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: tracker.run("some", "key"), range(8)))) == 1
 
 
 @pytest.mark.timeout(180)
