@@ -155,6 +155,8 @@ class _Watch:
         if kind == "worker":
             if values["rank"] == 0:
                 self._steps = 0
+            # Of an elastic group that has shrunk, the ranks beyond its size are gone.
+            self.ranks = {n: v for n, v in self.ranks.items() if n < values["world"]}
             self.ranks[values["rank"]] = values
         elif kind in {"alive", "step"}:
             self._steps += 1

@@ -1,4 +1,4 @@
-"""A Ray head with two cores, as a cluster for tests; ended by the ids of its processes."""
+"""A Ray head, and nodes beside it, as a cluster for tests; ended by the ids of its processes."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ def free_ports(count):
 
 
 @contextlib.contextmanager
-def ray_cluster(folder):
-    """A running head whose log lies in `folder`."""
+def ray_cluster(folder, cpus=2):
+    """A running head with so many cores, whose log lies in `folder`."""
     port, dashboard, agent = free_ports(3)
-    paths = [ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "chaos"]
-    env = os.environ | {
-        "PYTHONPATH": ":".join(map(str, paths)),
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
-    }
-    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    command += ["--object-store-memory=200000000"]
+    env = environment()
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    command += [
+        f"--num-cpus={cpus}",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+    ]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
+    command += ["--disable-usage-stats", "--object-store-memory=200000000"]
     with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
@@ -68,6 +69,34 @@ def ray_cluster(folder):
         for process in [*alive, *carrying(str(port))]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+@contextlib.contextmanager
+def node(cluster, folder):
+    """A node of one core that joins the cluster, and is killed at the end."""
+    (agent,) = free_ports(1)
+    command = [RAY, "start", "--block", f"--address={cluster.address}", "--num-cpus=1"]
+    command += ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
+    command += ["--disable-usage-stats", "--object-store-memory=100000000"]
+    with (folder / "node.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        tree = [*psutil.Process(process.pid).children(recursive=True), process]
+        for part in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                part.kill()
+        process.wait()
+
+
+def environment():
+    """That of a cluster's processes."""
+    paths = [ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "chaos"]
+    return os.environ | {
+        "PYTHONPATH": ":".join(map(str, paths)),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
+    }
 
 
 def carrying(port):

@@ -257,6 +257,7 @@ def wait_for_points(store: Path, first, process: subprocess.Popen, step: int):
     pytest.fail(f"no point of step {step} within 240 s")
 
 
+@pytest.mark.rest
 def test_damaged_shards_stop_training_with_their_name(chain, tmp_path):
     """The workers read the tars themselves: a flipped byte in one is found and named."""
     here, _ = chain

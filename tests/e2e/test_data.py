@@ -52,6 +52,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return found
 
 
+@pytest.mark.rest
 def test_one_and_two_workers_write_the_same_bytes(here):
     """Two runs, with one worker and with two, give the same files, byte for byte."""
     root = here.store.parent
@@ -92,6 +93,7 @@ def test_a_killed_preparation_goes_on(here):
     assert digests(out) == digests(fresh)
 
 
+@pytest.mark.rest
 def test_append_log_diff_letters_retry(here):
     """The life of a data set: new pictures, a broken one, its mending, and the history of it."""
     root = here.store.parent
@@ -163,6 +165,7 @@ def test_too_many_dead_letters_stop_a_run_before_training(here):
 FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion"
 
 
+@pytest.mark.rest
 @pytest.mark.skipif(not FASHION.is_dir(), reason=f"no development data at {FASHION}")
 def test_a_real_collection_with_duplicates(here):
     """39,800 product photos: the test images that are in training, too, are found and kept out."""

@@ -54,6 +54,7 @@ def test_a_run_in_a_bucket(server):
     assert Path(here.store.parent / drawn["images"][0]).is_file()
 
 
+@pytest.mark.rest
 def test_a_data_set_in_a_bucket_is_verified(server):
     """`prepare` writes it, `verify` reads every byte, and a changed object is found by name."""
     here, client = server

@@ -108,7 +108,14 @@ def check(server, tracked):
     assert tracked.tracker.finished(run)
 
 
-@pytest.mark.parametrize("trouble", ["down before", "killed", "frozen"])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param("down before", marks=pytest.mark.rest),
+        "killed",
+        pytest.param("frozen", marks=pytest.mark.rest),
+    ],
+)
 def test_an_outage_costs_a_warning_alone(server, tmp_path, monkeypatch, caplog, trouble):
     """Down before, killed or frozen in the middle: the work goes on, and afterwards MLflow has
     every point once.
