@@ -48,10 +48,14 @@ def finished(order: StageOrder) -> Checkpoint | None:
     Raises:
         KnownFailureError: it failed before in a way that would come again.
     """
+    newest = _newest(order)
+    return newest if newest is not None and newest.step == newest.steps else None
+
+
+def _newest(order: StageOrder) -> Checkpoint | None:
     place = order.place()
     refuse_known_failure(place)
-    newest = Checkpoints(place, say=logger.warning).newest()
-    return newest if newest is not None and newest.step == newest.steps else None
+    return Checkpoints(place, say=logger.warning).newest()
 
 
 def read_order(content: bytes) -> StageOrder:
@@ -81,8 +85,7 @@ def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
     """
     failures, reached = 0, -1
     order.place().write("order.json", write_order(order))
-    while (last := finished(order)) is None:
-        newest = Checkpoints(order.place()).newest()
+    while (newest := _newest(order)) is None or newest.step < newest.steps:
         step = -1 if newest is None else newest.step
         if step > reached:
             failures, reached = 0, step
@@ -95,7 +98,7 @@ def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
                 raise
             logger.warning("attempt failed and is repeated: %s", error)
             listen("failed", {"text": str(error), "failures": failures})
-    return last
+    return newest
 
 
 def _attempt(order: StageOrder, listen: Listen) -> None:

@@ -45,7 +45,7 @@ def _row(one: Audit) -> tuple[str, ...]:
 
 
 def _orders(settings: Any, wanted: str | None) -> list[StageOrder]:
-    """The orders of the store's distillations, in the order of their names."""
+    """The orders of the store's trainings, in the order of their names."""
     from pipelines.store import open_files, open_store
     from pipelines.supervising import read_order
 
@@ -58,20 +58,18 @@ def _orders(settings: Any, wanted: str | None) -> list[StageOrder]:
         if wanted not in names:
             raise ValueError(f"no training {wanted} in {files.uri}; there are: {', '.join(names)}")
         names = [wanted]
-    orders = [read_order(files.read(f"{name}/order.json")) for name in names]
-    return [order for order in orders if order.stage.startswith("stage")]
+    return [read_order(files.read(f"{name}/order.json")) for name in names]
 
 
 def _audit(order: StageOrder) -> Audit:
+    from sdn.auditing import audit_training
     from sdn.checkpoint import Checkpoints
-    from sdn.ledger import audit
-    from sdn.stage_run import keys_of, stage_plan
 
-    config, data = order.run_config(), order.dataset()
     newest = Checkpoints(order.place()).newest()
-    return audit(
+    return audit_training(
+        order.stage,
+        order.run_config(),
+        order.dataset(),
         order.place(),
-        keys_of(data, "train"),
-        steps_per_epoch=stage_plan(config, getattr(config, order.stage), data).steps_per_epoch,
-        steps=0 if newest is None else newest.step,
+        0 if newest is None else newest.step,
     )

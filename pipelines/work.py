@@ -19,7 +19,6 @@ from pipelines.stage import Stage
 from pipelines.supervising import finished, train_stage
 from pipelines.worker import StageOrder
 from sdn.config import LossWeights, to_dict
-from sdn.ledger import audit
 
 if TYPE_CHECKING:
     from sdn.checkpoint import Checkpoint
@@ -133,6 +132,7 @@ class Said:
         self.workers: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self.computing_s = 0.0
+        self.ledger: dict[str, Any] | None = None
 
     def __call__(self, kind: str, values: dict[str, Any]) -> None:
         """See `pipelines.supervising.train_stage`."""
@@ -160,6 +160,7 @@ class Said:
             "workers": self.workers,
             "failures": self.failures,
             "computing_s": round(self.computing_s, 2),
+            "ledger": self.ledger,
         }
 
 
@@ -184,6 +185,7 @@ def _trained(run: Run, order: StageOrder, folder: Path, said: Said) -> Checkpoin
         start_ray(run.settings)
         last = train_stage(order, listen=said)
     write_points(order.place(), folder)
+    said.ledger = _audited(order, last)
     return last
 
 
@@ -271,31 +273,24 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
             "images_seen": last.images_seen,
             "precision": last.precision,
             "weights": to_dict(stage_config.weights),
-            "ledger": _audited(order, config, stage_config, last),
             **said.result(),
         }
 
     return Job(stage=stage, work=work)
 
 
-def _audited(
-    order: StageOrder, config: RunConfig, stage: StageConfig, last: Checkpoint
-) -> dict[str, Any]:
-    """What the ledger proves of a finished stage; very long ones are left to `sdn ledger`.
+def _audited(order: StageOrder, last: Checkpoint) -> dict[str, Any]:
+    """What the ledger proves of a finished training; very long ones are left to `sdn ledger`.
 
     Raises:
         ValueError: samples were lost or came twice.
     """
-    from sdn.stage_run import keys_of, stage_plan
+    from sdn.auditing import audit_training
 
     if last.images_seen > _AUDITED:
         return {"checked": False}
-    data = order.dataset()
-    found = audit(
-        order.place(),
-        keys_of(data, "train"),
-        steps_per_epoch=stage_plan(config, stage, data).steps_per_epoch,
-        steps=last.step,
+    found = audit_training(
+        order.stage, order.run_config(), order.dataset(), order.place(), last.step
     )
     if found.problems:
         raise ValueError(f"the ledger of {order.name} does not add up: {'; '.join(found.problems)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import zlib
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -109,9 +110,17 @@ class Journal:
 
 
 def read_lines(files: Files, name: str) -> Iterator[dict[str, Any]]:
-    """The lines of one of a journal's files."""
-    for line in gzip.decompress(files.read(name)).decode().splitlines():
-        yield json.loads(line)
+    """The lines of one of a journal's files.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    data = files.read(name)
+    try:
+        for line in gzip.decompress(data).decode().splitlines():
+            yield json.loads(line)
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+        raise ValueError(f"{files.uri}/{name} is damaged: {error}") from error
 
 
 def journal_files(files: Files, below: str) -> list[str]:

@@ -7,9 +7,13 @@ leads to the final weights is known, and whether it saw every sample once an epo
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
+from heapq import merge
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from sdn.journal import journal_files, read_lines
@@ -83,43 +87,52 @@ def attempts_of(files: Files) -> list[Attempt]:
     return sorted(found, key=lambda attempt: attempt.number)
 
 
-def audit(files: Files, keys: Iterable[str], *, steps_per_epoch: int, steps: int) -> Audit:
+def audit(
+    files: Files, keys: Iterable[str], *, steps_per_epoch: int, steps: int, left_out: int = 0
+) -> Audit:
     """Follow the ledger along the lineage that leads to step `steps`.
+
+    Memory grows with the samples of an epoch, not with the length of the training.
 
     Args:
         files: the place of the training.
         keys: of all samples that an epoch should consume, from the data set itself.
         steps_per_epoch: global steps.
         steps: of the training up to where it is followed.
+        left_out: samples that each epoch leaves out, where only whole batches are taken.
+
+    Raises:
+        ValueError: a file of the ledger is damaged.
     """
     expected = frozenset(keys)
     attempts = attempts_of(files)
     problems = _Problems()
     seen: Counter[str] = Counter()
     samples = epochs = lost = twice = 0
-    reached: dict[int, set[int]] = defaultdict(set)
+    reached: Counter[int] = Counter()
     for attempt, first, end in _lineage(attempts, steps):
-        found = _steps(files, attempt, first, end)
-        for step in range(first, end):
-            ranks, consumed = found.pop(step, (set(), []))
-            if len(ranks) != attempt.world:
+        for step, ranks, consumed in _steps(files, attempt, first, end):
+            if ranks != attempt.world:
                 lost += 1
-                problems.add(f"step {step} has the lines of {len(ranks)} of {attempt.world} ranks")
-            reached[attempt.number].add(step)
+                problems.add(f"step {step} has the lines of {ranks} of {attempt.world} ranks")
+            reached[attempt.number] += ranks > 0
             samples += len(consumed)
             seen.update(consumed)
             if (step + 1) % steps_per_epoch == 0:
                 epoch = step // steps_per_epoch
-                missing = expected - seen.keys()
+                missing = sorted(expected - seen.keys())[left_out:]
                 doubled = {key: n for key, n in seen.items() if n > 1 or key not in expected}
                 lost, epochs = lost + len(missing), epochs + 1
                 twice += sum(max(1, n - 1) for n in doubled.values())
-                for key in sorted(missing)[:_SHOWN]:
+                for key in missing[:_SHOWN]:
                     problems.add(f"epoch {epoch}: no step consumed {key}")
                 for key in sorted(doubled)[:_SHOWN]:
                     problems.add(f"epoch {epoch}: {key} came {doubled[key]} times")
                 seen.clear()
-    twice += sum(n - 1 for n in seen.values())  # of the epoch that is not whole yet
+    for key, n in sorted(seen.items()):  # of the epoch that is not whole yet
+        if n > 1:
+            twice += n - 1
+            problems.add(f"the last epoch: {key} came {n} times")
     counted = [_count(files, attempt, reached[attempt.number]) for attempt in attempts]
     return Audit(
         steps=steps,
@@ -145,28 +158,37 @@ def _lineage(attempts: list[Attempt], steps: int) -> Iterator[tuple[Attempt, int
 
 def _steps(
     files: Files, attempt: Attempt, first: int, end: int
-) -> dict[int, tuple[set[int], list[str]]]:
-    """Step -> ranks that noted it, and the keys that they consumed."""
-    found: dict[int, tuple[set[int], list[str]]] = {}
-    for name, rank in _files_of(files, attempt):
-        for line in read_lines(files, name):
-            if first <= line["step"] < end:
-                ranks, keys = found.setdefault(line["step"], (set(), []))
-                ranks.add(rank)
+) -> Iterator[tuple[int, int, list[str]]]:
+    """(step, ranks that noted it, keys that they consumed) of each step from `first` to `end`."""
+    lines = _lines(files, attempt)
+    line = next(lines, None)
+    for step in range(first, end):
+        ranks, keys = 0, []
+        while line is not None and line["step"] <= step:
+            if line["step"] == step:
+                ranks += 1
                 keys.extend(line["keys"])
-    return found
+            line = next(lines, None)
+        yield step, ranks, keys
 
 
-def _count(files: Files, attempt: Attempt, kept: set[int]) -> Attempt:
-    noted = {
-        line["step"] for name, _ in _files_of(files, attempt) for line in read_lines(files, name)
-    }
-    return Attempt(
-        number=attempt.number,
-        start=attempt.start,
-        world=attempt.world,
-        steps=len(noted),
-        rolled_back=len(noted - kept),
+def _count(files: Files, attempt: Attempt, kept: int) -> Attempt:
+    """The attempt with its steps, `kept` of which are of the lineage."""
+    noted = sum(1 for _ in groupby(_lines(files, attempt), key=itemgetter("step")))
+    return dataclasses.replace(attempt, steps=noted, rolled_back=noted - kept)
+
+
+def _lines(files: Files, attempt: Attempt) -> Iterator[dict[str, Any]]:
+    """What all ranks of an attempt noted, in the order of the steps; a file a rank in memory."""
+    ranks: dict[int, list[str]] = {}
+    for name, rank in _files_of(files, attempt):
+        ranks.setdefault(rank, []).append(name)
+    return merge(
+        *(
+            chain.from_iterable(read_lines(files, name) for name in names)
+            for names in ranks.values()
+        ),
+        key=itemgetter("step"),
     )
 
 

@@ -20,6 +20,7 @@ from pipelines.points import read_points, spooled_points
 from sdn.data.dataset import open_dataset
 from sdn.data.files import LocalFolder
 from sdn.ledger import attempts_of
+from sdn.recipes import recipe
 from sdn.taps import blocks_of, taps_of
 
 STAGES = ["prepare", "teacher", "captions", "stage_one", "search", "stage_two", "evaluate"]
@@ -62,6 +63,18 @@ def test_both_stages_ran_on_two_ray_workers_that_read_every_sample(chain, name):
         "attempts": 1,
         "rolled_back": 0,
     }
+
+
+@pytest.mark.parametrize("name", ["teacher", "captions"])
+def test_the_fits_consumed_whole_batches_once_an_epoch(chain, name):
+    """The ledger of a fit adds up, too: all samples but those that do not fill a batch."""
+    _, answer = chain
+    config = getattr(recipe("tiny"), name)
+    samples = open_dataset(folder_of(chain, "prepare")).samples("train")
+    per_epoch = samples - samples % min(config.batch, samples)
+    found = answer["stages"][name]["result"]["ledger"]
+    assert (found["checked"], found["lost"], found["twice"]) == (True, 0, 0)
+    assert (found["epochs"], found["samples"]) == (config.epochs, config.epochs * per_epoch)
 
 
 def test_stage_two_used_the_weights_of_the_best_trial(chain):

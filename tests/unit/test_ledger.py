@@ -102,6 +102,29 @@ def test_an_epoch_that_is_not_whole_is_looked_at_for_doubles(tmp_path):
     assert audited(tmp_path / "b", 5).twice == 2
 
 
+@pytest.mark.parametrize(("left_out", "lost"), [(0, 6), (1, 3), (2, 0), (3, 0)])
+def test_what_whole_batches_leave_out_is_not_lost(tmp_path, left_out, lost):
+    """A fit takes whole batches: of each epoch as many samples as do not fill one may be missing,
+    and no more.
+    """
+    attempt(tmp_path, 0, 9, keys=lambda step: [] if step % PER_EPOCH == 2 else batch(step))
+    found = audit(
+        LocalFolder(tmp_path), KEYS, steps_per_epoch=PER_EPOCH, steps=9, left_out=left_out
+    )
+    assert (found.lost, found.twice, bool(found.problems)) == (lost, 0, lost > 0)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    """A ledger that cannot be read proves nothing, and says which file it is."""
+    attempt(tmp_path, 0, 9)
+    (name,) = (tmp_path / "ledger").iterdir()
+    whole = name.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"nothing", whole[:30] + b"xxxx" + whole[34:]):
+        name.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name.name} is damaged"):
+            audited(tmp_path, 9)
+
+
 def test_attempts_are_numbered(tmp_path):
     """Each attempt has the next number."""
     for start in (0, 3, 3):
