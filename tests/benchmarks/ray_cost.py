@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,10 +26,12 @@ import json, sys, time
 import torch
 from pathlib import Path
 from pipelines.worker import StageOrder
+from sdn.memory import keep_freed_memory
 from sdn.running import run_recorded
 values = json.loads(Path(sys.argv[1]).read_text())
 order = StageOrder(**{**values, "workers": tuple(values["workers"])})
 torch.set_num_threads(order.threads)
+keep_freed_memory()
 tell = lambda step: print(step.images_per_s, flush=True)
 run_recorded(order.opener(), order.place(), report=tell)
 """
@@ -90,8 +93,6 @@ def measure(kind: str, folder: Path, config: dict[str, object], workers: int, co
     path.write_text(json.dumps(dataclasses.asdict(order)))
     began, rates, first = time.perf_counter(), [], None
     program = ["-c", ALONE] if kind == "alone" else ["-m", "training_place"]
-    import os
-
     env = os.environ | {"SDN_CPUS": str(cores), "PYTHONPATH": ":".join([str(ROOT), *sys.path[:2]])}
     with subprocess.Popen(
         [sys.executable, *program, str(path)],
@@ -124,10 +125,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         config = write_store(Path(place), chosen.epochs)
         for workers in chosen.workers:
+            shares = []
             for _ in range(chosen.rounds):
                 alone = measure("alone", Path(place), config, 1, chosen.cores)
                 ray = measure("ray", Path(place), config, workers, chosen.cores)
                 share = ray["images_per_s"] / alone["images_per_s"]
+                shares.append(share)
                 rows.append({"workers": workers, "alone": alone, "ray": ray, "share": share})
                 print(
                     f"{workers} worker(s) on {chosen.cores} cores: {ray['images_per_s']:.0f} "
@@ -136,6 +139,11 @@ def main() -> None:
                     file=sys.stderr if chosen.json else sys.stdout,
                     flush=True,
                 )
+            print(
+                f"{workers} worker(s): median share {statistics.median(shares):.1%}",
+                file=sys.stderr if chosen.json else sys.stdout,
+                flush=True,
+            )
     if chosen.json:
         print(json.dumps({"rows": rows}))
 
