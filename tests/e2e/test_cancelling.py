@@ -25,12 +25,15 @@ def cluster(request, tmp_path):
         yield found
 
 
-def test_cancelling_stops_the_training_within_30_s(chain, server, cluster):
+def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_path):
     """By the state that the UI's button sets: a last checkpoint, no job, no process left."""
     here, _ = chain
     trainings = here.store / "training"
     before = set(trainings.iterdir())
-    env = {} if cluster is None else {"SDN_RAY_ADDRESS": cluster.address}
+    # Its runs are not among those that other tests look at.
+    env = {"SDN_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    if cluster is not None:
+        env["SDN_RAY_ADDRESS"] = cluster.address
     # Of different lengths, so that each is a training of its own.
     epochs = 900 if cluster is None else 901
     run = server.start(here.store, ["search.trials=0", f"stage_two.epochs={epochs}"], env)

@@ -25,7 +25,7 @@ def test_make_run_in_a_clean_clone(tmp_path):
         subprocess.run(["git", "init", "--quiet", str(clone)], check=True)
         subprocess.run(["git", "add", "--all"], cwd=clone, check=True)
     env = place(tmp_path).env
-    for name in ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    for name in ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS"):
         env.pop(name, None)
     # Without the environment that these tests run in.
     own = str(Path(sys.executable).parent)
