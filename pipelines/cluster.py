@@ -51,7 +51,7 @@ def start_ray(settings: Settings) -> None:
             os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    with _sessions_of_their_own() if here else nullcontext():
+    with _of_this_process() if here else nullcontext():
         ray.init(
             # "local": never the cluster that somebody else has started on this machine.
             address=settings.ray_address or "local",
@@ -66,20 +66,27 @@ def start_ray(settings: Settings) -> None:
 
 
 @contextmanager
-def _sessions_of_their_own() -> Iterator[None]:
-    """Ray's processes that start inside are apart from this one's process group.
+def _of_this_process() -> Iterator[None]:
+    """Ray's processes that start inside are few, and apart from this one's process group.
 
     Prefect cancels a flow run by SIGTERM to its whole group. Ray must outlive that for as long as
-    the ranks need for a last checkpoint; this process ends it then.
+    the ranks need for a last checkpoint; this process ends it then. Neither an autoscaler nor a
+    reader of logs has anything to do here: each takes two seconds of a core to start, and a share
+    of one afterwards.
     """
-    from ray._private import services
+    from ray._private import parameter, services
 
     plain: Any = services.ConsolePopen
+    params: Any = parameter.RayParams
     services.ConsolePopen = partial(plain, start_new_session=True)  # type: ignore[misc,assignment]
+    parameter.RayParams = partial(  # type: ignore[misc,assignment]
+        params, include_log_monitor=False, no_monitor=True
+    )
     try:
         yield
     finally:
         services.ConsolePopen = plain  # type: ignore[misc]
+        parameter.RayParams = params  # type: ignore[misc]
 
 
 def started_here() -> bool:

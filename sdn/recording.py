@@ -17,6 +17,8 @@ import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
+
 from sdn.checkpoint import Checkpoint, Checkpoints
 from sdn.journal import Journal
 from sdn.ledger import ledger_prefix, note_attempt
@@ -55,7 +57,11 @@ class Recorder:
         self._every_s = every_s
         self._ledger: Journal | None = None
         self._points: Journal | None = None
-        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        # One thread for what a sheet computes: with a second pool OpenMP counts more threads than
+        # cores, lets none of them spin while it waits, and training loses a quarter.
+        self._writer = ThreadPoolExecutor(
+            1, "checkpoints", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._written: Future[None] | None = None
 
     def resume(self) -> Checkpoint | None:

@@ -1,8 +1,8 @@
 """What Ray costs a stage: `python tests/benchmarks/ray_cost.py [--json] [--workers 1 2]`.
 
 The same training (the embedded recipe's networks, random images) by `sdn` alone in one process and
-by Ray Train on the same cores, in turns: steady images a second (median over the reports, the first
-left out), seconds until the first step, and CPU threads of each rank.
+by Ray Train on the same cores. Both run at the same time in turns of some seconds, one frozen while
+the other goes on, so that a machine whose speed changes from minute to minute changes it for both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "unit"), str(ROOT / "tests" / "chaos")]
@@ -79,73 +83,124 @@ def write_store(folder: Path, epochs: float) -> dict[str, object]:
     return to_dict(config)
 
 
-def measure(kind: str, folder: Path, config: dict[str, object], workers: int, cores: int) -> dict:
-    """Steady rate, and seconds until the first report."""
-    import training_place
+class Running:
+    """A training that goes on until it is ended, and can be frozen with all its processes."""
 
-    order = dataclasses.replace(
-        training_place.order_of(folder, f"{kind}-{workers}-{time.time_ns()}", workers),
-        stage="stage_two",
-        config=config,
-        threads=max(1, cores // workers),
-    )
-    path = folder / f"{order.name}.json"
-    path.write_text(json.dumps(dataclasses.asdict(order)))
-    began, rates, first = time.perf_counter(), [], None
-    program = ["-c", ALONE] if kind == "alone" else ["-m", "training_place"]
-    env = os.environ | {"SDN_CPUS": str(cores), "PYTHONPATH": ":".join([str(ROOT), *sys.path[:2]])}
-    with subprocess.Popen(
-        [sys.executable, *program, str(path)],
-        stdout=subprocess.PIPE, stderr=None, text=True, env=env,
-    ) as process:  # fmt: skip
-        for line in process.stdout or ():
+    def __init__(self, kind: str, folder: Path, config: dict, workers: int, cores: int) -> None:
+        import training_place
+
+        order = dataclasses.replace(
+            training_place.order_of(folder, f"{kind}-{workers}", workers),
+            stage="stage_two",
+            config=config,
+            threads=max(1, cores // workers),
+        )
+        path = folder / f"{order.name}.json"
+        path.write_text(json.dumps(dataclasses.asdict(order)))
+        self._log = (folder / f"{order.name}.log").open("w")
+        program = ["-c", ALONE] if kind == "alone" else ["-m", "training_place"]
+        paths = ":".join([str(ROOT), *sys.path[:2]])
+        began = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, *program, str(path)],
+            stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env=os.environ | {"SDN_CPUS": str(cores), "PYTHONPATH": paths},
+        )  # fmt: skip
+        self.rates: list[float] = []
+        threading.Thread(target=self._read, args=(kind,), daemon=True).start()
+        while not self.rates:
+            assert self._process.poll() is None, Path(self._log.name).read_text()[-2000:]
+            time.sleep(0.01)
+        self.first_report_s = time.perf_counter() - began
+        """Seconds until the first report."""
+
+    def _read(self, kind: str) -> None:
+        for line in self._process.stdout or ():
             if kind == "alone":
-                rate = float(line)
-            else:
-                said, values = json.loads(line)
-                if said != "step":
+                self.rates.append(float(line))
+                continue
+            said, values = json.loads(line)
+            if said == "step":
+                self.rates.append(values["images_per_s"])
+
+    def window(self, seconds: float) -> list[float]:
+        """The rates reported in so many seconds; the first spans the time before, and is left."""
+        self._send("resume")
+        known = len(self.rates)
+        time.sleep(seconds)
+        found = self.rates[known + 1 :]
+        self._send("suspend")
+        return found
+
+    def freeze(self) -> None:
+        """All its processes stand still."""
+        self._send("suspend")
+
+    def end(self) -> None:
+        """Kill all its processes."""
+        self._send("kill")
+        self._process.wait()
+        self._log.close()
+
+    def _send(self, what: str) -> None:
+        own = psutil.Process(self._process.pid)
+        for process in [*own.children(recursive=True), own]:
+            with suppress(psutil.NoSuchProcess):
+                getattr(process, what)()
+
+
+def measure(workers: int, chosen: argparse.Namespace) -> dict[str, object]:
+    """Rates of both, in turns of some seconds: what the machine does meanwhile meets both."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        config = write_store(folder, epochs=1e5)
+        alone = Running("alone", folder, config, 1, chosen.cores)
+        alone.freeze()
+        ray = Running("ray", folder, config, workers, chosen.cores)
+        ray.freeze()
+        shares = []
+        try:
+            for turn in range(chosen.turns + 1):
+                here, there = (statistics.mean(one.window(chosen.seconds)) for one in (alone, ray))
+                if turn == 0:  # warm-up
                     continue
-                rate = values["images_per_s"]
-            first = time.perf_counter() - began if first is None else first
-            rates.append(rate)
-    assert process.returncode == 0, f"{kind} failed"
-    return {"images_per_s": statistics.median(rates[1:]), "first_report_s": first}
+                shares.append(there / here)
+                print(
+                    f"{workers} worker(s) on {chosen.cores} cores: {there:.0f} images/s, sdn alone "
+                    f"{here:.0f}, share {shares[-1]:.1%}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        finally:
+            ray.end()
+            alone.end()
+    return {
+        "workers": workers,
+        "share": statistics.median(shares),
+        "shares": shares,
+        "first_report_s": {"alone": alone.first_report_s, "ray": ray.first_report_s},
+    }
 
 
 def main() -> None:
-    """Print a line for each pair of runs."""
+    """Print a line for each pair of turns, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=5)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=12)
     chosen = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
-        config = write_store(Path(place), chosen.epochs)
-        for workers in chosen.workers:
-            shares = []
-            for _ in range(chosen.rounds):
-                alone = measure("alone", Path(place), config, 1, chosen.cores)
-                ray = measure("ray", Path(place), config, workers, chosen.cores)
-                share = ray["images_per_s"] / alone["images_per_s"]
-                shares.append(share)
-                rows.append({"workers": workers, "alone": alone, "ray": ray, "share": share})
-                print(
-                    f"{workers} worker(s) on {chosen.cores} cores: {ray['images_per_s']:.0f} "
-                    f"images/s, sdn alone {alone['images_per_s']:.0f}, share {share:.1%}; first "
-                    f"report after {ray['first_report_s']:.1f} and {alone['first_report_s']:.1f} s",
-                    file=sys.stderr if chosen.json else sys.stdout,
-                    flush=True,
-                )
-            print(
-                f"{workers} worker(s): median share {statistics.median(shares):.1%}",
-                file=sys.stderr if chosen.json else sys.stdout,
-                flush=True,
-            )
+    rows = [measure(workers, chosen) for workers in chosen.workers]
     if chosen.json:
         print(json.dumps({"rows": rows}))
+        return
+    for row in rows:
+        first = row["first_report_s"]
+        print(
+            f"{row['workers']} worker(s): share {row['share']:.1%} (median of {chosen.turns} "
+            f"turns); first report after {first['ray']:.1f} s, alone {first['alone']:.1f} s"
+        )
 
 
 if __name__ == "__main__":
