@@ -76,6 +76,21 @@ def test_what_is_saved_has_everything(store):
     assert order.place().read(f"{SHEETS}/step-000000015.png") == b"PNG"
 
 
+def test_a_sheet_takes_one_thread(store):
+    """What a sheet computes beside a training takes one thread; the training keeps its own."""
+    torch.set_num_threads(2)
+    found = []
+
+    def sheet(_):
+        found.append(torch.get_num_threads())
+        return b"PNG"
+
+    order = order_of(store, "threads", epochs=1)
+    run_recorded(order.opener(), order.place(), sheet=sheet)
+    assert found == [1, 1]
+    assert torch.get_num_threads() == 2
+
+
 def test_fp16_keeps_its_scaler(store):
     """In fp16 the scale of the losses is part of the state, and is gone on with."""
     order = order_of(store, "fp16", precision="fp16", epochs=2)
