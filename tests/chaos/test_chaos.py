@@ -17,15 +17,17 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import s3_server
 import torch
 import training_place
 
+from pipelines.store import open_store
 from sdn.checkpoint import Checkpoints
-from sdn.data.files import LocalFolder
 from sdn.ledger import audit
 from sdn.stage_run import keys_of
 
@@ -134,54 +136,78 @@ def commit(driver, kind, draw):
     return []
 
 
-def newest(folder, order):
-    found = Checkpoints(LocalFolder(folder / "training" / order.name)).newest()
-    return 0 if found is None else found.step
+@dataclass(frozen=True)
+class Ground:
+    """Where the trainings of a test take place."""
+
+    folder: Path
+    """Their data set and what they say."""
+    changes: dict
+    """Of an order, where its store is not that folder."""
+
+    def order(self, name, ranks, stall_s=60):
+        made = training_place.order_of(self.folder, name, ranks, stall_s)
+        return dataclasses.replace(made, **self.changes)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def ground(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
-    training_place.write_store(folder)
-    return folder
+    if request.param == "folder":
+        training_place.write_store(folder)
+        yield Ground(folder, {})
+        return
+    with s3_server.running(folder) as server, pytest.MonkeyPatch().context() as patch:
+        for name, value in server.keys().items():
+            patch.setenv(name, value)
+        uri = "s3://data/chaos"
+        training_place.write_store(folder, open_store(uri, folder / "cache", server.endpoint))
+        yield Ground(folder, {"store": uri, "endpoint": server.endpoint})
 
 
-def weights_of(folder, order):
-    last = Checkpoints(LocalFolder(folder / "training" / order.name)).newest()
+def weights_of(order):
+    last = Checkpoints(order.place()).newest()
     assert last.step == last.steps
     return last
 
 
-def undisturbed(folder, ranks):
+def undisturbed(ground, ranks):
     """The last checkpoint of a training that nothing happens to."""
-    order = training_place.order_of(folder, f"calm-{ranks}", ranks)
-    driver = Driver(folder, order)
+    order = ground.order(f"calm-{ranks}", ranks)
+    driver = Driver(ground.folder, order)
     driver.start()
     driver.wait("the end", driver.over)
     driver.reader.join(10)
     assert driver.done(), driver.log()[-3000:]
-    return weights_of(folder, order)
+    return weights_of(order)
 
 
 @pytest.mark.timeout(900 + 60 * FAULTS)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_no_fault_costs_more_than_an_interval_or_changes_the_end(store, ranks):
+@pytest.mark.parametrize(
+    ("ground", "ranks", "share"),
+    [
+        ("folder", 1, 2 / 3),
+        ("folder", 2, 1 / 3),
+        pytest.param("bucket", 2, 1 / 5, marks=pytest.mark.rest),
+    ],
+    indirect=["ground"],
+)
+def test_no_fault_costs_more_than_an_interval_or_changes_the_end(ground, ranks, share):
     """Whatever is killed, ended or frozen: the same command goes on, at most one interval is done
     again, the ledger has each sample once an epoch, and the weights are those of a calm training,
     bit for bit.
     """
-    calm = undisturbed(store, ranks)
+    calm = undisturbed(ground, ranks)
     draw = random.Random(f"{SEED}-{ranks}")
-    # A third of the faults on two ranks; each kind comes, in an order drawn.
-    two = FAULTS // 3
-    wanted = [KINDS[n % len(KINDS)] for n in range(two if ranks == 2 else FAULTS - two)]
+    # Each kind comes, in an order drawn.
+    wanted = [KINDS[n % len(KINDS)] for n in range(round(FAULTS * share))]
     draw.shuffle(wanted)
     counts, lost, seconds, number = Counter(), [], [], 0
     while wanted:
-        order = training_place.order_of(store, f"storm-{ranks}-{number}", ranks, STALL_S)
+        order = ground.order(f"storm-{ranks}-{number}", ranks, STALL_S)
         number += 1
-        storm(store, order, wanted, draw, counts, lost, seconds)
-        check(store, order, calm)
+        storm(ground.folder, order, wanted, draw, counts, lost, seconds)
+        check(order, calm)
     print(
         f"\n{ranks} rank(s): {sum(counts.values())} faults {dict(counts)}, "
         f"{len(seconds)} recoveries in {min(seconds):.1f} to {max(seconds):.1f} s, "
@@ -190,9 +216,9 @@ def test_no_fault_costs_more_than_an_interval_or_changes_the_end(store, ranks):
     )
 
 
-def storm(store, order, wanted, draw, counts, lost, seconds):
+def storm(folder, order, wanted, draw, counts, lost, seconds):
     """One training to its end, with faults out of `wanted` on its way."""
-    driver = Driver(store, order)
+    driver = Driver(folder, order)
     driver.start()
     while not driver.done():
         # Some steps of the present attempt, so that there is something to lose.
@@ -255,17 +281,16 @@ def after(said, before):
     return said[starts[0] :] if starts else []
 
 
-def check(store, order, calm):
+def check(order, calm):
     """The training ended like the calm one, and its ledger adds up."""
-    place = LocalFolder(store / "training" / order.name)
-    last = weights_of(store, order)
+    last = weights_of(order)
     for name, value in calm.model.items():
         assert torch.equal(value, last.model[name]), name
     for name, value in calm.average.items():
         assert torch.equal(value, last.average[name]), name
     found = audit(
-        place,
-        keys_of(store / "data", "train"),
+        order.place(),
+        keys_of(order.dataset(), "train"),
         steps_per_epoch=training_place.SAMPLES // training_place.STAGE.global_batch,
         steps=last.steps,
     )

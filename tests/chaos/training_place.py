@@ -10,7 +10,7 @@ from pathlib import Path
 import tiny_data
 import torch
 
-from pipelines.store import LocalStore
+from pipelines.store import LocalStore, Store
 from pipelines.worker import StageOrder
 from sdn.captions import new_encoder, save_encoder
 from sdn.config import (
@@ -52,11 +52,17 @@ CONFIG = RunConfig(
 )
 
 
-def write_store(folder: Path) -> None:
-    """Data set, teacher and caption encoder, as finished folders of a store."""
-    store = LocalStore(folder)
-    tiny_data.write(store.workspace("data"), tiny_data.records(train=SAMPLES, test=4))
-    store.publish("data", {})
+def write_store(folder: Path, store: Store | None = None) -> None:
+    """Data set, teacher and caption encoder, as finished folders of a store.
+
+    Args:
+        folder: the store, or what of it stays on the disk: the data set.
+        store: where teacher and encoder go instead.
+    """
+    here = LocalStore(folder)
+    store = here if store is None else store
+    tiny_data.write(here.workspace("data"), tiny_data.records(train=SAMPLES, test=4))
+    here.publish("data", {})
     torch.manual_seed(0)
     teacher = empty_teacher(CONFIG.teacher)
     for parameter in teacher.parameters():
