@@ -42,12 +42,7 @@ def ray_cluster(folder, cpus=2):
     port, dashboard, agent = free_ports(3)
     env = environment()
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-    command += [
-        f"--num-cpus={cpus}",
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        "--dashboard-host=127.0.0.1",
-    ]
+    command += [f"--num-cpus={cpus}", f"--port={port}", f"--dashboard-port={dashboard}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
     command += ["--disable-usage-stats", "--object-store-memory=200000000"]
     with (folder / "ray.log").open("w") as log:

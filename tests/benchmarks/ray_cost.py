@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -151,29 +151,27 @@ class Running:
 
 def measure(workers: int, chosen: argparse.Namespace) -> dict[str, object]:
     """Rates of both, in turns of some seconds: what the machine does meanwhile meets both."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as ends:
         folder = Path(place)
         config = write_store(folder, epochs=1e5)
         alone = Running("alone", folder, config, 1, chosen.cores)
+        ends.callback(alone.end)
         alone.freeze()
         ray = Running("ray", folder, config, workers, chosen.cores)
+        ends.callback(ray.end)
         ray.freeze()
         shares = []
-        try:
-            for turn in range(chosen.turns + 1):
-                here, there = (statistics.mean(one.window(chosen.seconds)) for one in (alone, ray))
-                if turn == 0:  # warm-up
-                    continue
-                shares.append(there / here)
-                print(
-                    f"{workers} worker(s) on {chosen.cores} cores: {there:.0f} images/s, sdn alone "
-                    f"{here:.0f}, share {shares[-1]:.1%}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        finally:
-            ray.end()
-            alone.end()
+        for turn in range(chosen.turns + 1):
+            here, there = (statistics.mean(one.window(chosen.seconds)) for one in (alone, ray))
+            if turn == 0:  # warm-up
+                continue
+            shares.append(there / here)
+            print(
+                f"{workers} worker(s) on {chosen.cores} cores: {there:.0f} images/s, sdn alone "
+                f"{here:.0f}, share {shares[-1]:.1%}",
+                file=sys.stderr,
+                flush=True,
+            )
     return {
         "workers": workers,
         "share": statistics.median(shares),
