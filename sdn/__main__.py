@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdn import METHOD_VERSION
 from sdn.config import to_dict, with_overrides
 from sdn.data.files import LocalFolder
 from sdn.data.manifest import MANIFEST
@@ -114,19 +115,22 @@ def run_step(step: str, config: RunConfig, work: Path, device: torch.device) -> 
 def _claim(step: str, config: RunConfig, work: Path) -> None:
     """Note what a step's folder is made from; refuse one that was made from something else."""
     own = {"prepare": "data"}.get(step, step.replace("-", "_"))
-    wanted: dict[str, Any] = {"config": to_dict(getattr(config, own))}
+    wanted: dict[str, Any] = {
+        "config": to_dict(getattr(config, own)),
+        "method": METHOD_VERSION,
+    }
     if step.startswith("stage"):
         wanted |= {"student": to_dict(config.student), "lanes": config.lanes}
     for earlier in STEPS[: STEPS.index(step)]:
         result = work / earlier / RESULTS[earlier]
-        if not (result.parent / DONE).exists():
+        if not ((result.parent / DONE).exists() and result.exists()):
             raise FileNotFoundError(f"{step} needs {result.parent}: run `{earlier}` or `all` first")
         wanted[earlier] = file_digest(result)
     claim = work / step / "made-from.json"
     if claim.exists() and json.loads(claim.read_text()) != wanted:
         raise ValueError(
-            f"{work / step} was made from another config or other inputs (see {claim}): delete it "
-            "to make it anew, or name another --work"
+            f"{work / step} was made from another config or other inputs, or by another version of "
+            f"this program (see {claim}): delete it to make it anew, or name another --work"
         )
     claim.parent.mkdir(parents=True, exist_ok=True)
     claim.write_text(json.dumps(wanted, indent=2))
@@ -226,9 +230,7 @@ def generate(captions: list[str], work: Path) -> None:
         ValueError: no captions, or one that no picture can be made of.
         FileNotFoundError: no stage has finished.
     """
-    from PIL import Image
-
-    from sdn.sampling import open_synthesizer
+    from sdn.sampling import encode_png, open_synthesizer
 
     if not captions:
         raise ValueError('nothing to draw: give captions, as in `generate "a red bird"`')
@@ -236,7 +238,7 @@ def generate(captions: list[str], work: Path) -> None:
     folder = next((path for path in finished if (path / STUDENT).is_file()), finished[0])
     for caption, pixels in zip(captions, open_synthesizer(folder)(captions), strict=True):
         path = work / f"{'-'.join(caption.lower().split())[:60].replace('/', '-')}.png"
-        Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
+        path.write_bytes(encode_png(pixels))
         print(path)
 
 

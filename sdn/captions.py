@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdn.tensor_files import damaged, read_tensors, write_tensors
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -24,6 +26,8 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789#*&+%' "
 """Characters an encoder tells apart; any other letter counts as one unknown character."""
 
 _UNKNOWN = len(ALPHABET) + 1
+_PACKAGED = "_model."
+"""Of the names of weights that stand in a package and are not written again."""
 _CODES = {character: code for code, character in enumerate(ALPHABET, start=1)}
 
 
@@ -229,19 +233,35 @@ def new_encoder(config: CaptionConfig) -> CharCnnRnn | SentenceEncoder:
         return CharCnnRnn(dim=config.dim, width=config.width, max_chars=config.max_chars)
 
 
+_ENCODERS: dict[str, type[CharCnnRnn | SentenceEncoder]] = {
+    "char-cnn-rnn": CharCnnRnn,
+    "sentence": SentenceEncoder,
+}
+
+
 def save_encoder(encoder: CharCnnRnn | SentenceEncoder, path: Path) -> None:
-    """Write the encoder with what is needed to build it again."""
-    state = {k: v for k, v in encoder.state_dict().items() if not k.startswith("_model.")}
+    """Write the encoder, as safetensors, with what is needed to build it again."""
+    state = {k: v for k, v in encoder.state_dict().items() if not k.startswith(_PACKAGED)}
     kind = "sentence" if isinstance(encoder, SentenceEncoder) else "char-cnn-rnn"
-    torch.save({"kind": kind, "config": encoder.config, "state": state}, path)
+    write_tensors(path, state, {"kind": kind, "config": encoder.config})
 
 
 def open_encoder(path: Path) -> CharCnnRnn | SentenceEncoder:
-    """The frozen encoder written by `save_encoder`."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    make = SentenceEncoder if saved["kind"] == "sentence" else CharCnnRnn
-    encoder: CharCnnRnn | SentenceEncoder = make(**saved["config"])
-    encoder.load_state_dict(saved["state"], strict=False)
+    """The frozen encoder written by `save_encoder`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged; the text names it.
+    """
+    state, settings = read_tensors(path)
+    try:
+        encoder = _ENCODERS[settings["kind"]](**settings["config"])
+        found = encoder.load_state_dict(state, strict=False)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise damaged(path, error) from error
+    missing = [name for name in found.missing_keys if not name.startswith(_PACKAGED)]
+    if missing or found.unexpected_keys:
+        raise damaged(path, f"missing {missing}, unexpected {found.unexpected_keys}")
     return encoder.requires_grad_(requires_grad=False).eval()
 
 

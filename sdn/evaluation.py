@@ -1,8 +1,13 @@
-"""Scores of a model on held-out captions, beside what would be scored without it."""
+"""Scores of models on held-out captions, beside what would be scored without them.
+
+Images are drawn, turned into features and forgotten block by block: memory does not grow with them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+
+import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,74 +16,231 @@ from torch import Tensor
 from sdn.baselines import nearest_by_tone
 from sdn.captions import open_encoder
 from sdn.data.dataset import open_dataset
-from sdn.data.loader import load_split
+from sdn.data.loader import load_split, split_blocks
 from sdn.data.records import SPLITS
-from sdn.metrics import (
-    blurred,
-    identity_groups,
-    kernel_distance,
-    pixel_features,
-    probe_accuracy,
-    retrieval,
-    tap_features,
-)
-from sdn.sampling import ENCODER, Synthesizer, open_synthesizer
-from sdn.stage_run import TEACHER, new_student
-from sdn.teacher import open_teacher
+from sdn.features.rows import Rows, RowWriter
+from sdn.judge import open_judge
+from sdn.metrics import blurred, identity_groups, pixel_features, probe_accuracy, retrieval
+from sdn.reference import JUDGE, open_reference
+from sdn.sampling import ENCODER, Synthesizer
+from sdn.scores.inception import InceptionScore
+from sdn.scores.matching import found_captions, mismatched, r_precision
+from sdn.scores.retrieval import retrieval_scores, true_image_ranks
+from sdn.scores.sets import SetScores, score_sets
+from sdn.stage_run import new_student
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from sdn.captions import CharCnnRnn, SentenceEncoder
-    from sdn.config import RunConfig
+    from sdn.config import EvaluationConfig, RunConfig
     from sdn.data.dataset import DataSet
     from sdn.data.files import Files
-    from sdn.data.reading import SplitArrays
+    from sdn.draws import Draws
+    from sdn.features.networks import FeatureNetwork
+    from sdn.judge import Judge
+    from sdn.reference import Reference
     from sdn.stage_run import StageInputs
-    from sdn.teacher import Teacher
 
-SPACES = ("pixels", "teacher")
-"""Where images are compared: 32x32 pixels, and the teacher's pools."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What `evaluate` found."""
-
-    scores: dict[str, dict[str, Any]]
-    """Row (a model or a baseline) -> `{space}/{score}` -> value; models have `kernel_distance`."""
-    captions: tuple[str, ...]
-    """Those drawn, one an image."""
-    images: dict[str, Tensor]
-    """`real` and each model -> (N, 3, H, W) uint8."""
+UNTRAINED, REAL = "untrained weights", "real images"
+_BATCH = 64
+_GALLERY = 100_000
+"""Images of the data set among which the true one is looked for, at most: test images first."""
 
 
-class Gallery:
-    """All images of a data set, in both spaces, identical ones counted as one."""
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One set of images: its scores, its rows, and each caption's part in them."""
 
-    def __init__(self, splits: Mapping[str, SplitArrays], teacher: Teacher) -> None:
-        self.first = {}
-        start = 0
-        for name, split in splits.items():
-            self.first[name] = start
-            start += len(split.keys)
-        self.pixels = torch.cat([split.pixels for split in splits.values()])
-        self.groups = identity_groups(self.pixels)
-        self.teacher = teacher
-        self.spaces = {space: self.features(space, self.pixels) for space in SPACES}
+    scores: SetScores
+    features: Rows
+    found: Tensor | None
+    """(N,) float32, 1 where the judge found the own caption; None where too few others."""
+    ranks: dict[str, Tensor]
+    """`pixels` and `features` -> (N,) int64 rank of the true image."""
 
-    def features(self, space: str, pixels: Tensor) -> Tensor:
-        """(N, F) float32 of (N, 3, H, W) uint8 in one of `SPACES`."""
-        return pixel_features(pixels) if space == "pixels" else tap_features(self.teacher, pixels)
 
-    def scores(self, pixels: Tensor, truth: Tensor) -> dict[str, Any]:
-        """`{space}/{score}` of drawn images, (Q, 3, H, W) uint8, whose true rows are `truth`."""
-        found: dict[str, Any] = {}
-        for space in SPACES:
-            result = retrieval(self.features(space, pixels), self.spaces[space], truth, self.groups)
-            found |= {f"{space}/{k}": v for k, v in dataclasses.asdict(result).items()}
-        return found
+class Evaluator:
+    """Scores sets of images that were drawn for the same captions.
+
+    Args:
+        dataset: whose test split is drawn.
+        draws: the captions.
+        network: in whose features sets are compared.
+        reference: of the same data set and network.
+        judge: of the same network.
+        folder: for features; those of a set are kept there under the set's name.
+    """
+
+    def __init__(
+        self,
+        dataset: DataSet,
+        draws: Draws,
+        network: FeatureNetwork,
+        reference: Reference,
+        judge: Judge,
+        folder: Path,
+        splits: int = 10,
+    ) -> None:
+        self.dataset, self.draws, self.network = dataset, draws, network
+        self.reference, self.judge, self.folder, self.splits = reference, judge, folder, splits
+        self._gallery()
+        # Captions of the test split first; of others only where those are too few.
+        self.others = list(dict.fromkeys(draws.captions))
+        if len(self.others) <= 100:
+            self.others += [c[0] for s in ("validation", "train") for c in self._captions(s)]
+        self.chosen = mismatched(draws.captions, self.others, draws.seed)
+
+    def _captions(self, split: str) -> Iterator[tuple[str, ...]]:
+        for block in split_blocks(self.dataset, split, most=1000):
+            yield from block.captions
+
+    def _gallery(self) -> None:
+        """All images in both spaces on disk; which of them are the first of their like."""
+        seen: dict[bytes, int] = {}
+        first, same, total = [], [], 0
+        features = RowWriter(self.folder / ".gallery-features")
+        with RowWriter(self.folder / ".gallery-pixels") as pixels, features:
+            for split in reversed(SPLITS):  # the test split first: its rows are the draws' truth
+                held = self.reference.about["images"].get(split, 0)
+                most = min(_GALLERY - total, held if split != "test" else _GALLERY)
+                rows = self.reference.rows(split) if held else None
+                start = 0
+                for block in split_blocks(self.dataset, split, size=_BATCH, most=most):
+                    pixels.write(pixel_features(block.pixels))
+                    stop = start + len(block.keys)
+                    known = rows is not None and stop <= held
+                    features.write(
+                        rows.read(start, stop) if known else self.network(block.pixels)[0]  # type: ignore[union-attr]
+                    )
+                    for image in block.pixels:
+                        digest = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
+                        same.append(seen.setdefault(digest, total))
+                        first.append(same[-1] == total)
+                        total += 1
+                    start = stop
+        self.spaces = {"pixels": pixels.rows(), "features": features.rows()}
+        self.first = torch.tensor(first)
+        self.same = torch.tensor(same)
+
+    @property
+    def truth(self) -> Tensor:
+        """(N,) int64 row of each draw's true image in the gallery."""
+        return self.same[torch.tensor(self.draws.truth)]
+
+    def score(
+        self, name: str, blocks: Iterator[Tensor], report: Callable[[int], None] = lambda n: None
+    ) -> Drawn:
+        """Scores of a set of images, one for each draw in their order.
+
+        Args:
+            name: of the set; its features are kept in the file `features-NAME.f32`.
+            blocks: (B, 3, H, W) uint8 pixels.
+            report: called with the number of images done.
+        """
+        count = len(self.draws)
+        inception = InceptionScore(count, self.network.classes, self.splits)
+        done = 0
+        features = RowWriter(feature_file(self.folder, name))
+        with RowWriter(self.folder / ".pixels") as pixels, features:
+            for block in blocks:
+                vectors, logits = self.network(block)
+                features.write(vectors)
+                pixels.write(pixel_features(block))
+                inception.update(logits)
+                done += len(block)
+                report(done)
+        rows = features.rows()
+        queries = {"pixels": pixels.rows(), "features": rows}
+        ranks = {
+            space: true_image_ranks(queries[space], self.spaces[space], self.truth, self.first)
+            for space in queries
+        }
+        found = self.captions_found(rows)
+        scores: SetScores = {}
+        if found is not None:
+            scores["r_precision_score"] = r_precision(found).as_dict()
+        else:
+            why = "caption match needs 100 different captions, the data set has fewer"
+            scores["r_precision_score"] = {"withheld": why, "count": count}
+        scores |= score_sets(self.reference.rows("test"), rows)
+        scores["inception_score"] = inception.score().as_dict()
+        for space, of_space in ranks.items():
+            for score, value in retrieval_scores(of_space).items():
+                scores[f"{space}/{score}"] = value.as_dict()
+        return Drawn(scores=scores, features=rows, found=found, ranks=ranks)
+
+    def captions_found(self, rows: Rows) -> Tensor | None:
+        """See `Drawn.found`."""
+        if self.chosen is None:
+            return None
+        return found_captions(self.judge, rows, self.draws.captions, self.others, self.chosen)
+
+    def real(self) -> Iterator[Tensor]:
+        """The draws' true images, in their order."""
+        truth = self.draws.truth
+        position, start = 0, 0
+        for block in split_blocks(self.dataset, "test", size=_BATCH):
+            stop, chosen = start + len(block.keys), []
+            while position < len(truth) and truth[position] < stop:
+                chosen.append(truth[position] - start)
+                position += 1
+            if chosen:
+                yield block.pixels[chosen]
+            start = stop
+
+    def close(self) -> None:
+        """Delete what no later stage reads."""
+        for name in (".gallery-features", ".gallery-pixels", ".pixels"):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def feature_file(folder: Path, name: str) -> Path:
+    """Where the features of a set are kept."""
+    return folder / f"features-{name.replace(' ', '-')}.f32"
+
+
+def open_evaluator(
+    config: EvaluationConfig,
+    dataset: DataSet,
+    draws: Draws,
+    network: FeatureNetwork,
+    places: Mapping[str, Path],
+    folder: Path,
+) -> Evaluator:
+    """An evaluator from the folders of earlier stages.
+
+    Args:
+        config: of the evaluation.
+        dataset: whose test split is drawn.
+        draws: the captions.
+        network: the feature network.
+        places: `reference` and `judge`, folders.
+        folder: for features.
+
+    Raises:
+        ValueError: the reference is of another feature network.
+    """
+    reference = open_reference(places["reference"])
+    if reference.about["features"]["sha256"] != network.digest:
+        raise ValueError(
+            f"the reference in {places['reference']} is of {reference.about['features']}, not of "
+            f"{network.name} {network.digest}"
+        )
+    judge = open_judge(places["judge"] / JUDGE)
+    return Evaluator(dataset, draws, network, reference, judge, folder, config.splits)
+
+
+def drawn_blocks(model: Synthesizer, draws: Draws) -> Iterator[Tensor]:
+    """(B, 3, H, W) uint8 pixels of the draws, block by block."""
+    for start in range(0, len(draws), _BATCH):
+        yield model.of_data(draws.captions[start : start + _BATCH], seed=draws.seed)
+
+
+def pictures(model: Synthesizer, draws: Draws, numbers: list[int]) -> Tensor:
+    """(N, 3, H, W) uint8 pixels of the draws of these numbers."""
+    return model.of_data([draws.captions[n] for n in numbers], seed=draws.seed)
 
 
 def synthesizer_of(
@@ -94,6 +256,63 @@ def synthesizer_of(
         resolution=config.data.resolution,
         max_chars=config.captions.max_chars,
     )
+
+
+def baseline_scores(evaluator: Evaluator, draws: Draws) -> dict[str, SetScores]:
+    """Retrieval of pictures that need no model: the true image blurred, and siblings' images."""
+    found = {}
+    for side in (5, 9):
+        blocks = (blurred(block, side) for block in evaluator.real())
+        found[f"true image blurred by {side} px"] = _retrieval_of(evaluator, blocks)
+    labels = [draws.labels[row] for row in draws.truth]
+    if not any("tone" in label for label in labels):
+        return found
+    train = load_split(evaluator.dataset, "train")
+    nearest = nearest_by_tone(labels, train.labels)
+    if nearest is not None:
+        mean = (
+            train.pixels[rows].float().mean(1).round().to(torch.uint8)
+            for rows in nearest.split(_BATCH)
+        )
+        one = (train.pixels[rows[:, 0]] for rows in nearest.split(_BATCH))
+        found["nearest-tone training image"] = _retrieval_of(evaluator, one)
+        found["mean of the two nearest-tone training images"] = _retrieval_of(evaluator, mean)
+    return found
+
+
+def _retrieval_of(evaluator: Evaluator, blocks: Iterator[Tensor]) -> SetScores:
+    with RowWriter(evaluator.folder / ".pixels") as pixels:
+        for block in blocks:
+            pixels.write(pixel_features(block))
+    gallery = evaluator.spaces["pixels"]
+    ranks = true_image_ranks(pixels.rows(), gallery, evaluator.truth, evaluator.first)
+    return {f"pixels/{k}": v.as_dict() for k, v in retrieval_scores(ranks).items()}
+
+
+def class_table(draws: Draws, drawn: Drawn, most: int = 40) -> dict[str, list[dict[str, Any]]]:
+    """Label name -> a row a class with its count and mean scores, for labels of few classes."""
+    tables = {}
+    names = {name for row in draws.truth for name in draws.labels[row]}
+    for name in sorted(names):
+        classes: dict[str, list[int]] = {}
+        for number, row in enumerate(draws.truth):
+            classes.setdefault(draws.labels[row].get(name, ""), []).append(number)
+        if 1 < len(classes) <= most:
+            tables[name] = [
+                {
+                    "class": kind,
+                    "images": len(numbers),
+                    "caption match": None if drawn.found is None else _mean(drawn.found, numbers),
+                    "top 1": _mean(drawn.ranks["pixels"] == 1, numbers),
+                    "top 5": _mean(drawn.ranks["pixels"] <= 5, numbers),
+                }
+                for kind, numbers in sorted(classes.items(), key=lambda item: -len(item[1]))
+            ]
+    return tables
+
+
+def _mean(values: Tensor, numbers: list[int]) -> float:
+    return float(values[numbers].double().mean())
 
 
 def validation_score(config: RunConfig, inputs: StageInputs, weights: dict[str, Tensor]) -> float:
@@ -114,70 +333,6 @@ def validation_score(config: RunConfig, inputs: StageInputs, weights: dict[str, 
         identity_groups(pixels),
     )
     return found.reciprocal_rank_score
-
-
-def evaluate(
-    config: RunConfig,
-    inputs: StageInputs,
-    models: Mapping[str, Path],
-    report: Callable[[str], None] = lambda row: None,
-) -> Evaluation:
-    """Score models on the test split, each caption once, with baselines beside them.
-
-    Args:
-        config: of the run.
-        inputs: data, teacher and captions.
-        models: name -> model folder.
-        report: called with the name of each row when it is scored.
-
-    Raises:
-        ValueError: the test split is empty.
-    """
-    dataset = open_dataset(inputs.data)
-    splits = {name: load_split(dataset, name) for name in SPLITS if dataset.samples(name)}
-    if "test" not in splits:
-        raise ValueError(
-            f"{dataset.files.uri} has no test split to evaluate on; raise data.test_share"
-        )
-    test, train = splits["test"], splits["train"]
-    count = min(config.evaluation.captions or len(test.keys), len(test.keys))
-    gallery = Gallery(splits, open_teacher(inputs.teacher / TEACHER))
-    truth = torch.arange(count) + gallery.first["test"]
-    captions = tuple(found[0] for found in test.captions[:count])
-    images = {"real": test.pixels[:count]}
-    for name, folder in models.items():
-        images[name] = open_synthesizer(folder).of_data(captions)
-    encoder = open_encoder(inputs.captions / ENCODER)
-    images["untrained weights"] = synthesizer_of(config, encoder, None).of_data(captions)
-    real = gallery.spaces["teacher"][truth]
-    scores = {}
-    for name, pixels in images.items():
-        scores[name] = gallery.scores(pixels, truth)
-        mean, deviation = kernel_distance(
-            real,
-            gallery.features("teacher", pixels),
-            subsets=config.evaluation.subsets,
-            subset_size=config.evaluation.subset_size,
-        )
-        scores[name] |= {"kernel_distance": mean, "kernel_distance_std": deviation}
-        report(name)
-    for name, pixels in _baselines(images["real"], test.labels[:count], train).items():
-        scores[name] = gallery.scores(pixels, truth)
-        report(name)
-    return Evaluation(scores=scores, captions=captions, images=images)
-
-
-def _baselines(
-    real: Tensor, labels: tuple[dict[str, str], ...], train: SplitArrays
-) -> dict[str, Tensor]:
-    """Pictures that need no model: (N, 3, H, W) uint8 a row."""
-    found = {f"true image blurred by {side} px": blurred(real, side) for side in (5, 9)}
-    nearest = nearest_by_tone(labels, train.labels)
-    if nearest is not None:
-        found["nearest-tone training image"] = train.pixels[nearest[:, 0]]
-        mean = train.pixels[nearest].float().mean(1).round()
-        found["mean of the two nearest-tone training images"] = mean.to(torch.uint8)
-    return found
 
 
 def probe_embedding(data: DataSet | Files | Path, captions: Path) -> dict[str, float]:

@@ -209,7 +209,7 @@ def write_captions(
     """The captions stage: fit the encoder against the teacher, write it, probe it.
 
     Args:
-        folder: receives `captions.pt`.
+        folder: receives `captions.safetensors`.
         data: prepared data set.
         teacher: folder of the teacher.
         config: see there.

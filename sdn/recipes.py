@@ -10,6 +10,7 @@ from sdn.config import (
     CaptionConfig,
     DataConfig,
     EvaluationConfig,
+    JudgeConfig,
     LossWeights,
     RunConfig,
     SearchConfig,
@@ -44,6 +45,8 @@ def openmoji() -> RunConfig:
         # Two trials at a time in 25 s; what one gains must exceed the noise of 169 captions.
         search=SearchConfig(trials=4, images=2_400, low=1 / 3, high=3, margin=0.004),
         stage_two=_replace(stage, epochs=18, weights=_replace(weights, image=60)),
+        # At twice its 64 px; at 224 each image would take five times as long.
+        evaluation=EvaluationConfig(features_size=128),
     )
 
 
@@ -67,7 +70,9 @@ def tiny() -> RunConfig:
         stage_one=_replace(stage, epochs=3),
         search=SearchConfig(trials=2, images=320, captions=16),
         stage_two=_replace(stage, epochs=4),
-        evaluation=EvaluationConfig(sheet=8, subsets=5, subset_size=10),
+        evaluation=EvaluationConfig(
+            sheet=8, features_size=64, judge=JudgeConfig(dim=64, epochs=10, batch=32)
+        ),
         workers=2,
         threads=1,
     )

@@ -1,7 +1,15 @@
-"""Captions -> images, with a finished student."""
+"""Captions -> images, with a finished student.
+
+What a caption draws depends on the model, the caption and the seed alone, bit for bit on one
+device: each is encoded and drawn by itself and by one CPU thread, so that neither the captions
+beside it nor the number of threads choose a kernel that rounds in another way.
+"""
 
 from __future__ import annotations
 
+import io
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +20,26 @@ from sdn.captions import CharCnnRnn, SentenceEncoder, check_caption, open_encode
 from sdn.data.images import to_pixels
 from sdn.student import Student
 from sdn.teacher import channels_last
+from sdn.tensor_files import damaged, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-STUDENT, ENCODER = "student.pt", "captions.pt"
+STUDENT, ENCODER = "student.safetensors", "captions.safetensors"
+_DRAWING = threading.RLock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One CPU thread for torch; the number is the process's, so one caller at a time."""
+    with _DRAWING:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,35 +50,72 @@ class Synthesizer:
     student: Student
     resolution: int
     max_chars: int
+    noise: bool = False
+    """Whether the seed changes the image; the faithful student has no noise."""
 
-    def __call__(self, captions: Sequence[str], batch: int = 64) -> Tensor:
+    def __call__(self, captions: Sequence[str], *, seed: int = 0) -> Tensor:
         """One image a caption.
 
         Args:
             captions: at least one.
-            batch: captions at a time.
+            seed: of the noise, for models that have some.
 
         Returns:
             (N, 3, H, W) uint8 pixels, RGB.
 
         Raises:
-            TypeError, ValueError: a caption that no picture can be made of.
+            TypeError, ValueError: a caption that no picture can be made of; of several the text
+                names its position.
         """
-        return self.of_data([check_caption(caption, self.max_chars) for caption in captions], batch)
+        return self.of_data(self._checked(captions), seed=seed)
 
-    def of_data(self, captions: Sequence[str], batch: int = 64) -> Tensor:
+    @_one_thread()
+    def of_data(self, captions: Sequence[str], *, seed: int = 0) -> Tensor:
         """As calling, for captions of a data set: one that is too long is cut, as in training."""
         return torch.cat(
-            [
-                self.draw(self.encoder.encode(list(captions[i : i + batch])))
-                for i in range(0, len(captions), batch)
-            ]
+            [self.draw(self.encoder.encode([caption]), seed=seed) for caption in captions]
         )
 
+    @_one_thread()
     @torch.inference_mode()
-    def draw(self, text: Tensor) -> Tensor:
-        """(B, D) embeddings -> (B, 3, H, W) uint8 pixels; float32, so that it is repeatable."""
-        return to_pixels(self.student(text)["image"])
+    def draw(self, text: Tensor, *, seed: int = 0) -> Tensor:  # noqa: ARG002 (no noise here)
+        """(B, D) embeddings -> (B, 3, H, W) uint8 pixels, row by row; float32, so repeatable."""
+        return torch.cat([to_pixels(self.student(row)["image"]) for row in text.unsqueeze(1)])
+
+    def _checked(self, captions: Sequence[str]) -> list[str]:
+        """The captions, if a picture can be made of each."""
+        if isinstance(captions, str):
+            raise TypeError(f"expected a list of captions, not one text: {captions[:60]!r}")
+        if len(captions) == 0:
+            raise ValueError("nothing to draw: expected at least one caption")
+        found = []
+        for number, caption in enumerate(captions, start=1):
+            try:
+                found.append(check_caption(caption, self.max_chars))
+            except (TypeError, ValueError) as error:
+                if len(captions) == 1:
+                    raise
+                raise type(error)(f"number {number} of {len(captions)}: {error}") from error
+        return found
+
+
+def encode_png(pixels: Tensor, text: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file; the same pixels and text give the same bytes.
+
+    Args:
+        pixels: (3, H, W) uint8, RGB.
+        text: names and contents of its text chunks.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, content in (text or {}).items():
+        info.add_itxt(name, content)
+    file = io.BytesIO()
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def save_synthesizer(
@@ -68,8 +127,7 @@ def save_synthesizer(
 ) -> None:
     """Write all that generation needs into `folder`."""
     save_encoder(encoder, folder / ENCODER)
-    saved = {"settings": settings, "weights": weights, "max_chars": max_chars}
-    torch.save(saved, folder / STUDENT)
+    write_tensors(folder / STUDENT, weights, {**settings, "max_chars": max_chars})
 
 
 def open_synthesizer(folder: Path) -> Synthesizer:
@@ -77,30 +135,42 @@ def open_synthesizer(folder: Path) -> Synthesizer:
 
     Raises:
         FileNotFoundError: the folder does not hold one.
+        ValueError: one of its files is damaged.
     """
     for name in (STUDENT, ENCODER):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no model: {name} is missing")
-    saved = torch.load(folder / STUDENT, map_location="cpu", weights_only=True)
-    student = open_student(folder)
+    student, settings = _student(folder / STUDENT)
     student.requires_grad_(requires_grad=False).eval()
     return Synthesizer(
         encoder=open_encoder(folder / ENCODER),
         student=channels_last(student),
-        resolution=saved["settings"]["resolution"],
-        max_chars=saved["max_chars"],
+        resolution=settings["resolution"],
+        max_chars=settings["max_chars"],
     )
 
 
 def open_student(folder: Path) -> Student:
-    """The student of a model folder, ready to be trained on."""
-    saved = torch.load(folder / STUDENT, map_location="cpu", weights_only=True)
-    settings = saved["settings"]
-    student = Student(
-        tuple((c, n) for c, n in settings["blocks"]),
-        resolution=settings["resolution"],
-        text_dim=settings["text_dim"],
-        width=settings["width"],
-    )
-    student.load_state_dict(saved["weights"])
-    return student
+    """The student of a model folder, ready to be trained on.
+
+    Raises:
+        FileNotFoundError: the folder does not hold one.
+        ValueError: its file is damaged.
+    """
+    return _student(folder / STUDENT)[0]
+
+
+def _student(path: Path) -> tuple[Student, dict[str, Any]]:
+    weights, settings = read_tensors(path)
+    try:
+        student = Student(
+            tuple((c, n) for c, n in settings["blocks"]),
+            resolution=settings["resolution"],
+            text_dim=settings["text_dim"],
+            width=settings["width"],
+        )
+        student.load_state_dict(weights)
+        int(settings["max_chars"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from error
+    return student, settings

@@ -51,7 +51,7 @@ class StageInputs:
     teacher: Path
     """`teacher.pt` and `tap-means.json`."""
     captions: Path
-    """`captions.pt`."""
+    """`captions.safetensors`."""
     start: Path | None = None
     """Model folder whose student the stage starts from; None starts from initial weights."""
 

@@ -171,15 +171,10 @@ def load_weights(config: TeacherConfig) -> Teacher:
             the file and the first key that does not fit.
     """
     assert config.weights is not None
-    path = _fetch(config.weights, config.sha256)
-    digest = file_digest(path)
-    if config.sha256 is not None and not digest.startswith(config.sha256.lower()):
-        raise ValueError(
-            f"{path} has SHA-256 {digest}, expected {config.sha256}: the file is damaged or another"
-            " one; fetch it again or correct teacher.sha256"
-        )
+    path = fetch_weights(config.weights, config.sha256, "teacher.weights")
+    digest = checked_digest(path, config.sha256, "teacher.sha256")
     teacher = empty_teacher(config)
-    found = _read_tensors(path)
+    found = read_tensors(path)
     loaded = {}
     for name, key in zip(teacher.convs, _torchvision_keys(teacher.blocks), strict=True):
         for part in ("weight", "bias"):
@@ -229,6 +224,26 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checked_digest(path: Path, sha256: str | None, setting: str = "sha256") -> str:
+    """SHA-256 of a file, held against the expected one.
+
+    Args:
+        path: an existing file.
+        sha256: the expected digest or its first digits; None accepts any file.
+        setting: what the error calls the place where the expected digest is written.
+
+    Raises:
+        ValueError: the file has another digest; the text gives both.
+    """
+    digest = file_digest(path)
+    if sha256 is not None and not digest.startswith(sha256.lower()):
+        raise ValueError(
+            f"{path} has SHA-256 {digest}, expected {sha256}: the file is damaged or another"
+            f" one; fetch it again or correct {setting}"
+        )
+    return digest
+
+
 def _torchvision_keys(blocks: Blocks) -> Iterator[str]:
     """`features.{n}` of each convolution: torchvision counts convolution, ReLU and pool alike."""
     n = 0
@@ -239,28 +254,51 @@ def _torchvision_keys(blocks: Blocks) -> Iterator[str]:
         n += 1
 
 
-def _fetch(place: str, sha256: str | None) -> Path:
-    """The local file of a path or URL; a download is kept under its digest by torch.hub."""
+def kept_weights(url: str, sha256: str) -> Path:
+    """Where the weight file of a URL is kept once fetched: in torch.hub's folder."""
+    return Path(torch.hub.get_dir()) / "sdn" / f"{sha256}-{url.rsplit('/', 1)[-1]}"
+
+
+def fetch_weights(
+    place: str, sha256: str | None, setting: str = "the place of the weights"
+) -> Path:
+    """The local file of a path or URL; a download is kept under its digest by torch.hub.
+
+    Args:
+        place: a path, `~` included, or a URL with `://`.
+        sha256: the digest or its first digits; a URL needs it.
+        setting: what the error calls the place where `place` is written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a URL without a digest, or one that does not give a file of that digest.
+    """
     if "://" not in place:
         path = Path(place).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no weight file at {path}; teacher.weights names a file or URL"
-            )
+            raise FileNotFoundError(f"no weight file at {path}; {setting} names a file or URL")
         return path
-    folder = Path(torch.hub.get_dir()) / "sdn"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{sha256}-{place.rsplit('/', 1)[-1]}"
+    if sha256 is None:
+        raise ValueError(
+            f"{place} is a URL without a SHA-256: give the digest of the file, or fetch it yourself"
+            " and name its path"
+        )
+    path = kept_weights(place, sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         try:
-            torch.hub.download_url_to_file(place, str(path), hash_prefix=sha256)
+            torch.hub.download_url_to_file(place, str(path), hash_prefix=sha256.lower())
         except (OSError, RuntimeError) as error:
             raise ValueError(f"could not fetch {place}: {error}") from error
     return path
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .pth or .safetensors file, without executing anything in it."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .pth or .safetensors file, without executing anything in it.
+
+    Raises:
+        ValueError: not a readable weight file, or one that holds no table.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from sdn.data.dataset import DataSet
     from sdn.data.files import Files
 
-__all__ = ["DamagedSample", "ShardReader", "SplitArrays", "batches", "load_split", "worker_of"]
+__all__ = [
+    "DamagedSample",
+    "ShardReader",
+    "SplitArrays",
+    "batches",
+    "load_split",
+    "split_blocks",
+    "worker_of",
+]
 
 T = TypeVar("T")
 
@@ -46,6 +54,36 @@ def load_split(place: DataSet | Files | Path | str, split: str) -> SplitArrays:
     rows = np.arange(len(shards)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     try:
         return reader.read_batch(shards, rows)
+    finally:
+        reader.close()
+
+
+def split_blocks(
+    place: DataSet | Files | Path | str, split: str, *, size: int = 256, most: int | None = None
+) -> Iterator[SplitArrays]:
+    """A split in the order of the manifest, up to `size` samples at a time, for any length.
+
+    Args:
+        place: the data set.
+        split: one of its splits; an empty one gives nothing.
+        size: samples at a time.
+        most: only the first so many samples; None for all. Samples lie in the order of a hash of
+            their keys, so that these are a random draw.
+
+    Raises:
+        ValueError: no data set, or no such split.
+        DamagedSample: a sample is not what was written.
+    """
+    dataset = open_dataset(place)
+    reader = ShardReader(dataset, split, cache_gib=0)
+    sizes = reader.shards.samples
+    ends = np.cumsum(sizes)
+    total = dataset.samples(split) if most is None else min(most, dataset.samples(split))
+    try:
+        for start in range(0, total, size):
+            places = np.arange(start, min(start + size, total))
+            shards = np.searchsorted(ends, places, side="right")
+            yield reader.read_batch(shards, places - (ends - sizes)[shards])
     finally:
         reader.close()
 

@@ -91,10 +91,11 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, An
 
 @dataclass(frozen=True)
 class Server:
-    """A Prefect server with the deployed flow and one worker."""
+    """A Prefect server with the deployed flows and one worker."""
 
     api: str
-    deployment: dict[str, Any]
+    deployments: dict[str, dict[str, Any]]
+    """By name."""
     worker: int
     """Process id."""
     log: Path
@@ -109,8 +110,14 @@ class Server:
     def start(self, store: Path, changes: list[str], env: dict[str, str] | None = None) -> str:
         """Create a run of the tiny recipe, as the form of the UI does; its id."""
         parameters = {"recipe": "tiny", "store": str(store), "changes": changes}
+        return self.start_flow("sdn-pipeline", parameters, env)
+
+    def start_flow(
+        self, name: str, parameters: dict[str, Any], env: dict[str, str] | None = None
+    ) -> str:
+        """Create a run of a deployment; its id."""
         content = {"parameters": parameters, "job_variables": {"env": env or {}}}
-        run = self.post(f"deployments/{self.deployment['id']}/create_flow_run", content)
+        run = self.post(f"deployments/{self.deployments[name]['id']}/create_flow_run", content)
         return str(run["id"])
 
     def state(self, run: str) -> str:
@@ -160,6 +167,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             time.sleep(0.5)
         prefect("work-pool", "create", "sdn", "--type", "process")
         prefect("deploy", "--all")
-        (deployment,) = httpx.post(f"{api}/deployments/filter", json={}).json()
+        found = httpx.post(f"{api}/deployments/filter", json={}).json()
+        deployments = {deployment["name"]: deployment for deployment in found}
         with background(*work, env=on_server, log=log) as worker:
-            yield Server(api=api, deployment=deployment, worker=worker.pid, log=log)
+            yield Server(api=api, deployments=deployments, worker=worker.pid, log=log)

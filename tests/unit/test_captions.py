@@ -288,8 +288,8 @@ def test_even_out_is_folded_into_the_last_layer():
 def test_save_and_open_bit_for_bit(tmp_path):
     """An opened encoder is frozen and embeds exactly as the saved one."""
     encoder, captions, _ = fitted()
-    save_encoder(encoder, tmp_path / "captions.pt")
-    opened = open_encoder(tmp_path / "captions.pt")
+    save_encoder(encoder, tmp_path / "captions.safetensors")
+    opened = open_encoder(tmp_path / "captions.safetensors")
     assert isinstance(opened, CharCnnRnn)
     assert opened.config == encoder.config
     assert not opened.training
@@ -336,9 +336,9 @@ def test_sentence_encoder_fits_saves_and_opens(offline, tmp_path):
     assert embedded.shape == (12, 16)
     assert embedded.mean(0).abs().max() < 1e-3
     assert float(embedded.var(0, correction=0).mean()) == pytest.approx(1, abs=1e-2)
-    save_encoder(encoder, tmp_path / "captions.pt")
-    assert (tmp_path / "captions.pt").stat().st_size < 200_000
-    opened = open_encoder(tmp_path / "captions.pt")
+    save_encoder(encoder, tmp_path / "captions.safetensors")
+    assert (tmp_path / "captions.safetensors").stat().st_size < 200_000
+    opened = open_encoder(tmp_path / "captions.safetensors")
     assert isinstance(opened, SentenceEncoder)
     assert not opened.training
     assert torch.equal(opened.encode(texts), embedded)

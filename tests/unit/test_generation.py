@@ -1,11 +1,17 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipelines.generation import find_model, write_images
-from pipelines.tracking import RegistryError
+from pipelines.digests import folder_digest
+from pipelines.generation import FoundModel, find_model, write_images
+from pipelines.registry import RegistryError
 from sdn.sampling import STUDENT
+
+
+MODEL = FoundModel(folder=Path(), name="m", version="1", uri="models:/m/1", sha256="abc")
 
 
 def pixels(count, side=8):
@@ -17,19 +23,26 @@ def test_single_image_into_a_named_file(tmp_path):
     """One caption and a .png name give that file, with exactly those pixels and its metadata."""
     drawn = pixels(1)
     path = tmp_path / "new" / "bird.png"
-    found = write_images(drawn, ["a bird"], path, model="models:/m/1", seed=7)
+    found = write_images(drawn, ["a bird"], path, model=MODEL, seed=7)
     assert found == [path]
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), drawn[0].permute(1, 2, 0).numpy())
         text = dict(image.text)
-    assert text == {"sdn:model": "models:/m/1", "sdn:caption": "a bird", "sdn:seed": "7"}
+    assert text == {
+        "sdn:model": "m",
+        "sdn:version": "1",
+        "sdn:uri": "models:/m/1",
+        "sdn:caption": "a bird",
+        "sdn:seed": "7",
+        "sdn:sha256": "abc",
+    }
 
 
 def test_several_captions_into_a_folder(tmp_path):
     """Each caption gives a file named after it, in order, with its own pixels."""
     drawn = pixels(3)
     captions = ["A red   Bird!", "a red cat", "two / three"]
-    found = write_images(drawn, captions, tmp_path / "out", model="m", seed=0)
+    found = write_images(drawn, captions, tmp_path / "out", model=MODEL, seed=0)
     names = ["a-red-bird.png", "a-red-cat.png", "two-three.png"]
     assert found == [tmp_path / "out" / name for name in names]
     for n, path in enumerate(found):
@@ -50,7 +63,7 @@ def test_several_captions_into_a_folder(tmp_path):
 def test_same_caption_twice(tmp_path, captions):
     """Captions of the same name give files of their own; none is overwritten."""
     drawn = pixels(len(captions))
-    found = write_images(drawn, captions, tmp_path, model="m", seed=0)
+    found = write_images(drawn, captions, tmp_path, model=MODEL, seed=0)
     assert len(set(found)) == len(captions)
     for n, path in enumerate(found):
         with Image.open(path) as image:
@@ -60,7 +73,7 @@ def test_same_caption_twice(tmp_path, captions):
 def test_names_of_odd_captions(tmp_path):
     """Signs become `image`, long captions are cut, umlauts stay, nothing leaves the folder."""
     captions = ["!?", "x" * 300, "ein größerer Käfer", "../../etc/passwd"]
-    found = write_images(pixels(4), captions, tmp_path, model="m", seed=0)
+    found = write_images(pixels(4), captions, tmp_path, model=MODEL, seed=0)
     names = ["image.png", "x" * 60 + ".png", "ein-größerer-käfer.png", "etc-passwd.png"]
     assert [path.name for path in found] == names
     assert all(path.parent == tmp_path for path in found)
@@ -71,7 +84,7 @@ def test_names_of_odd_captions(tmp_path):
 def test_without_out_into_the_current_folder(tmp_path, monkeypatch):
     """Without a place, the image lands where the person stands."""
     monkeypatch.chdir(tmp_path)
-    (found,) = write_images(pixels(1), ["a bird"], None, model="m", seed=0)
+    (found,) = write_images(pixels(1), ["a bird"], None, model=MODEL, seed=0)
     assert (tmp_path / "a-bird.png").is_file()
     assert found.resolve() == tmp_path / "a-bird.png"
 
@@ -79,7 +92,10 @@ def test_without_out_into_the_current_folder(tmp_path, monkeypatch):
 def test_model_folder_needs_no_registry(tmp_path):
     """A folder with a student is a model, whatever the registry knows."""
     (tmp_path / STUDENT).write_bytes(b"")
-    assert find_model(str(tmp_path), None) == (tmp_path, str(tmp_path))
+    found = find_model(str(tmp_path), None)
+    assert (found.folder, found.name, found.version) == (tmp_path, tmp_path.name, "")
+    assert found.uri == found.title == str(tmp_path)
+    assert found.sha256 == folder_digest(tmp_path)
 
 
 def test_nothing_registered(tmp_path):

@@ -11,7 +11,7 @@ from sdn.__main__ import STEPS, main
 from sdn.checkpoint import Checkpoints
 from sdn.data.files import LocalFolder
 from sdn.data.images import encode
-from sdn.sampling import STUDENT, open_student
+from sdn.sampling import ENCODER, STUDENT, open_student
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 SMALL = {
@@ -107,12 +107,12 @@ def test_a_finished_stage_run_again_trains_nothing(folder, monkeypatch):
 
 def test_a_folder_made_from_something_else_is_refused(folder, monkeypatch):
     """Another config below the same --work is refused by folder, and changes nothing."""
-    before = (folder / "work" / "captions" / "captions.pt").read_bytes()
+    before = (folder / "work" / "captions" / ENCODER).read_bytes()
     monkeypatch.setitem(SMALL, "captions.epochs", 2)
     with pytest.raises(SystemExit, match="made from another config or other inputs") as caught:
         run("captions", folder)
     assert "captions" in str(caught.value)
-    assert (folder / "work" / "captions" / "captions.pt").read_bytes() == before
+    assert (folder / "work" / "captions" / ENCODER).read_bytes() == before
 
 
 def test_a_step_before_its_inputs_names_what_to_run(tmp_path):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from sdn.captions import new_encoder
 from sdn.config import CaptionConfig
@@ -11,12 +18,14 @@ from sdn.sampling import (
     ENCODER,
     STUDENT,
     Synthesizer,
+    encode_png,
     open_student,
     open_synthesizer,
     save_synthesizer,
 )
 from sdn.student import Student
 from sdn.taps import blocks_of
+from sdn.tensor_files import read_tensors, write_tensors
 
 WIDTH = 0.05
 CAPTIONS = ("a red house", "Cook: dark skin tone", "two dogs", "keycap 5", "x")
@@ -77,12 +86,58 @@ def test_opened_student_can_be_trained_on(tmp_path):
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_batches_do_not_change_the_images():
-    """However many captions are drawn at a time, each image is the same up to rounding."""
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_neither_company_nor_threads_change_an_image(threads):
+    """Alone or in any company, with any number of threads, a caption draws the same bytes."""
     synthesizer = model()
-    together = synthesizer(CAPTIONS).int()
-    for batch in (1, 2, 3):
-        assert (synthesizer(CAPTIONS, batch=batch).int() - together).abs().max() <= 1
+    wanted = dict(zip(CAPTIONS, synthesizer(CAPTIONS), strict=True))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for some in (CAPTIONS, CAPTIONS[::-1], CAPTIONS[1:3], *([one] for one in CAPTIONS)):
+            for caption, pixels in zip(some, synthesizer(some), strict=True):
+                assert encode_png(pixels) == encode_png(wanted[caption])
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_process_draws_the_same_bytes(tmp_path):
+    """A fresh process that opens the model, with more threads, writes the same files."""
+    save(model(), tmp_path)
+    code = (
+        "import sys, torch; from pathlib import Path; from sdn.sampling import *;"
+        "torch.set_num_threads(2);"
+        "sys.stdout.buffer.write(b''.join(map(encode_png, open_synthesizer(Path(sys.argv[1]))"
+        "(sys.argv[2:]))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), *CAPTIONS],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == b"".join(map(encode_png, model()(CAPTIONS)))
+
+
+def test_the_faithful_student_has_no_noise():
+    """The seed is taken and changes nothing; the model says so."""
+    synthesizer = model()
+    assert not synthesizer.noise
+    assert torch.equal(synthesizer(CAPTIONS, seed=5), synthesizer(CAPTIONS))
+    assert torch.equal(synthesizer.of_data(CAPTIONS, seed=5), synthesizer(CAPTIONS))
+
+
+def test_png_holds_pixels_and_text():
+    """A PNG file gives back the very pixels and its text; without text it has none."""
+    (pixels,) = model()(["a red house"])
+    plain, named = encode_png(pixels), encode_png(pixels, {"sdn:caption": "ein größerer Käfer"})
+    assert plain == encode_png(pixels) != named
+    for data, text in ((plain, {}), (named, {"sdn:caption": "ein größerer Käfer"})):
+        with Image.open(io.BytesIO(data)) as image:
+            assert (image.format, image.mode) == ("PNG", "RGB")
+            assert np.array_equal(np.asarray(image), pixels.permute(1, 2, 0).numpy())
+            assert image.text == text
 
 
 def test_spelling_does_not_change_the_image():
@@ -102,8 +157,18 @@ def test_spelling_does_not_change_the_image():
 )
 def test_impossible_captions_are_refused(caption, error, text):
     """One caption that no picture can be made of stops the whole list before any is drawn."""
-    with pytest.raises(error, match=text):
+    with pytest.raises(error, match=f"number 2 of 2: .*{text}"):
         model()(["a fine caption", caption])
+    with pytest.raises(error, match=text) as alone:
+        model()([caption])
+    assert "number" not in str(alone.value)
+
+
+@pytest.mark.parametrize(("captions", "error"), [([], ValueError), ("a red house", TypeError)])
+def test_no_list_of_captions(captions, error):
+    """Nothing, and one text in place of a list, are refused."""
+    with pytest.raises(error, match="expected"):
+        model()(captions)
 
 
 @pytest.mark.parametrize("missing", [STUDENT, ENCODER])
@@ -113,6 +178,38 @@ def test_incomplete_folder(tmp_path, missing):
     (tmp_path / missing).unlink()
     with pytest.raises(FileNotFoundError, match=f"holds no model: {missing} is missing"):
         open_synthesizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", [STUDENT, ENCODER])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "shape", "missing", "settings"])
+def test_damaged_files_are_named(tmp_path, name, damage):
+    """A file that is cut off, something else, or incomplete is a ValueError that names it."""
+    save(model(), tmp_path)
+    path = tmp_path / name
+    tensors, settings = read_tensors(path)
+    first = next(iter(tensors))
+    if damage in {"cut", "empty"}:
+        path.write_bytes(path.read_bytes()[:-20] if damage == "cut" else b"")
+    elif damage == "other":
+        save_file(tensors, path)
+    elif damage == "shape":
+        write_tensors(path, tensors | {first: torch.zeros(1)}, settings)
+    elif damage == "missing":
+        del tensors[first]
+        write_tensors(path, tensors, settings)
+    else:
+        write_tensors(path, tensors, {"max_chars": 40})
+    with pytest.raises(ValueError, match=f"{name} is not a whole model file"):
+        open_synthesizer(tmp_path)
+
+
+def test_the_same_model_gives_the_same_file(tmp_path):
+    """Writing a model twice gives equal bytes, so that its digest names it."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        save(model(), tmp_path / folder)
+    for name in (STUDENT, ENCODER):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_wrong_folder(tmp_path):

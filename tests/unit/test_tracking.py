@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from pipelines.generation import find_model
+from pipelines.registry import CHAMPION, RegistryError
 from pipelines.settings import Settings
-from pipelines.tracking import CHAMPION, RegistryError, Tracker, never_raising, promote_if_better
+from pipelines.tracking import Tracker, never_raising, promote_if_better
 from sdn.data.files import LocalFolder
 from sdn.journal import Journal
 

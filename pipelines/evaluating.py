@@ -1,0 +1,379 @@
+"""Evaluation as stages: the reference, the judge, the scores, and the champion beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipelines.cluster import cores
+from pipelines.preparing import data_set
+from pipelines.run import Done, Job, Run
+from pipelines.stage import Stage
+from sdn.captions import normalise, open_encoder
+from sdn.config import to_dict
+from sdn.draws import Draws, plan_draws
+from sdn.evaluation import (
+    REAL,
+    UNTRAINED,
+    Drawn,
+    Evaluator,
+    baseline_scores,
+    class_table,
+    drawn_blocks,
+    feature_file,
+    open_evaluator,
+    pictures,
+    synthesizer_of,
+)
+from sdn.features.networks import open_network
+from sdn.features.rows import Rows
+from sdn.promotion import Decision, decide
+from sdn.reference import open_reference, write_judge, write_reference
+from sdn.sampling import ENCODER, encode_png, open_synthesizer
+from sdn.scores.paired import paired_kid, paired_shares
+from sdn.sheets import contact_sheet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from sdn.config import EvaluationConfig
+    from sdn.features.networks import FeatureNetwork
+    from sdn.sampling import Synthesizer
+    from sdn.scores.sets import SetScores
+
+SHEET, CHAMPION_SHEET, EXTREMES = "contact-sheet.png", "champion-sheet.png", "best-and-worst.png"
+SCORES, CAPTIONS, SAMPLES = "scores.json", "captions.json", "samples"
+_SHOWN = 8
+"""Best and worst captions shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model to be scored."""
+
+    digest: str
+    """Key of its stage, or digest of its folder: part of the evaluation's key."""
+    folder: Path
+
+
+def reference(run: Run, data: Done, taught: Done) -> Job:
+    """Features of the real images and their scores against themselves, once for a data set."""
+    config = run.config.evaluation
+    stage = Stage(
+        name="reference",
+        config=_network_config(config) | {"real_images": config.real_images},
+        inputs={"data": data.result["manifest"]} | _teacher_input(config, taught),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        return write_reference(
+            folder,
+            data_set(run, data),
+            _network(run, taught),
+            config,
+            lambda share, text: run.progress("reference", share, text),
+        )
+
+    return Job(stage=stage, work=work)
+
+
+def judge(run: Run, data: Done, real: Done) -> Job:
+    """The joint embedding that caption match is judged by; no generator reads it."""
+    config = run.config.evaluation.judge
+    stage = Stage(name="judge", config=to_dict(config), inputs={"reference": real.key})
+
+    def work(folder: Path) -> dict[str, Any]:
+        torch.set_num_threads(cores(run.settings))
+        return write_judge(
+            folder,
+            data_set(run, data),
+            open_reference(run.store.fetch(real.folder)),
+            config,
+            lambda share, text: run.progress("judge", share, text),
+        )
+
+    return Job(stage=stage, work=work)
+
+
+def evaluate(run: Run, inputs: dict[str, Done], models: Mapping[str, Model]) -> Job:
+    """Scores of models on the test split, floors, ceiling and baselines beside them.
+
+    Args:
+        run: the run.
+        inputs: role -> finished stage: data, teacher, captions, reference, judge.
+        models: name -> model; the last one is the one that may be registered.
+    """
+    stage = Stage(
+        name="evaluate",
+        config=to_dict(run.config.evaluation),
+        inputs={role: done.key for role, done in inputs.items() if role != "data"}
+        | {"data": inputs["data"].result["manifest"]}
+        | {name: model.digest for name, model in models.items()},
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        return _evaluate(run, folder, inputs, models)
+
+    return Job(stage=stage, work=work)
+
+
+def _evaluate(
+    run: Run, folder: Path, inputs: dict[str, Done], models: Mapping[str, Model]
+) -> dict[str, Any]:
+    torch.set_num_threads(cores(run.settings))
+    config, dataset = run.config, data_set(run, inputs["data"])
+    draws = plan_draws(dataset, config.evaluation)
+    network = _network(run, inputs["teacher"])
+    places = {role: run.store.fetch(inputs[role].folder) for role in ("reference", "judge")}
+    evaluator = open_evaluator(config.evaluation, dataset, draws, network, places, folder)
+    opened = {name: open_synthesizer(model.folder) for name, model in models.items()}
+    encoder = open_encoder(run.store.fetch(inputs["captions"].folder) / ENCODER)
+    opened[UNTRAINED] = synthesizer_of(config, encoder, None)
+
+    def blocks(name: str) -> Iterator[Tensor]:
+        return evaluator.real() if name == REAL else drawn_blocks(opened[name], draws)
+
+    drawn: dict[str, Drawn] = {}
+    names = [*models, UNTRAINED, REAL]
+    for number, name in enumerate(names):
+        drawn[name] = evaluator.score(name, blocks(name), _counting(run, names, number, draws))
+    scores: dict[str, SetScores] = {name: found.scores for name, found in drawn.items()}
+    # Real images are at no distance from themselves; what is left says how good real ones are.
+    kept = ("r_precision_score", "inception_score", "diversity_score")
+    scores[REAL] = {name: scores[REAL][name] for name in kept}
+    scores |= baseline_scores(evaluator, draws)
+    evaluator.close()
+    last = list(models)[-1]
+    about = evaluator.reference.about
+    result = {
+        "scores": scores,
+        "floors": about["floors"],
+        "figures": {name: two_figures(scores[name]) for name in models},
+        "classes": class_table(draws, drawn[last]),
+        "settings": {
+            "protocol": config.evaluation.protocol,
+            "images": len(draws),
+            "image_px": about["image_px"],
+            "features": about["features"],
+            "reference": {"sha256": about["digest"], "images": about["images"]["test"]},
+            "judge": inputs["judge"].key,
+            "judge_held_out_score": inputs["judge"].result["held_out_score"],
+        },
+        "model": last,
+        "headline": scores[last]["pixels/top1_score"]["value"],
+        "captions": len(draws),
+        "example": _example(draws.captions, config.captions.max_chars),
+    }
+    (folder / SCORES).write_text(json.dumps(result, indent=2))
+    write_captions(folder / CAPTIONS, draws, drawn)
+    _write_samples(folder / SAMPLES, opened[last], draws, config.evaluation.samples)
+    credit = inputs["data"].result["attribution"]
+    shown = {name: opened[name] for name in models}
+    _write_sheets(folder, evaluator, draws, shown, drawn[last], config.evaluation.sheet, credit)
+    return result
+
+
+def two_figures(scores: SetScores) -> dict[str, Any]:
+    """The figures of the paper's two gaps: caption match (heterogeneous), KID (homogeneous)."""
+    return {"caption match": scores["r_precision_score"], "KID": scores["kid_error"]}
+
+
+def _counting(run: Run, names: Sequence[str], number: int, draws: Draws) -> Any:
+    def report(done: int) -> None:
+        share = (number + done / len(draws)) / len(names)
+        run.progress("evaluate", share, f"{names[number]}: {done:,} of {len(draws):,} images")
+
+    return report
+
+
+def _network_config(config: EvaluationConfig) -> dict[str, Any]:
+    """What says which feature network it is."""
+    found: dict[str, Any] = {"features": config.features}
+    if config.features == "lite0":
+        found["size"] = config.features_size
+    if config.features == "inception":
+        found["weights"] = config.inception_sha256
+    return found
+
+
+def _teacher_input(config: EvaluationConfig, taught: Done) -> dict[str, str]:
+    return {"teacher": taught.result["sha256"]} if config.features == "teacher" else {}
+
+
+def _network(run: Run, taught: Done) -> FeatureNetwork:
+    torch.set_num_threads(cores(run.settings))
+    return open_network(run.config.evaluation, run.store.fetch(taught.folder))
+
+
+def write_captions(path: Path, draws: Draws, drawn: Mapping[str, Drawn]) -> None:
+    """What became of each caption, for each set: found by the judge or not, ranks."""
+    content = {
+        "captions": list(draws.captions),
+        "keys": [draws.keys[row] for row in draws.truth],
+        "sets": {
+            name: {
+                "found": None if one.found is None else one.found.int().tolist(),
+                "ranks": {space: ranks.tolist() for space, ranks in one.ranks.items()},
+            }
+            for name, one in drawn.items()
+        },
+    }
+    path.write_text(json.dumps(content))
+
+
+def found_of(folder: Path, name: str) -> Tensor | None:
+    """(N,) which captions of a set were found, out of an evaluation's folder."""
+    found = json.loads((folder / CAPTIONS).read_text())["sets"][name]["found"]
+    return None if found is None else torch.tensor(found, dtype=torch.float32)
+
+
+def _write_samples(folder: Path, model: Synthesizer, draws: Draws, count: int) -> None:
+    """Images as files, of captions that generation takes: what is registered must draw the same."""
+    folder.mkdir(exist_ok=True)
+    taken = [n for n in range(len(draws)) if 0 < len(normalise(draws.captions[n])) <= model.max_chars]
+    spread = [taken[i * len(taken) // min(count, len(taken))] for i in range(min(count, len(taken)))]
+    listed = []
+    for number, n in enumerate(spread):
+        caption = draws.captions[n]
+        name = f"{number:02d}.png"
+        (folder / name).write_bytes(encode_png(model([caption], seed=draws.seed)[0]))
+        listed.append({"caption": caption, "seed": draws.seed, "file": name})
+    (folder / "samples.json").write_text(json.dumps({"samples": listed}, indent=2))
+
+
+def _true_pictures(evaluator: Evaluator, numbers: Sequence[int]) -> Tensor:
+    """(N, 3, H, W) uint8, true images of the draws of these numbers."""
+    wanted, found, start = {*numbers}, {}, 0
+    for block in evaluator.real():
+        for n in range(start, start + len(block)):
+            if n in wanted:
+                found[n] = block[n - start].clone()
+        start += len(block)
+    return torch.stack([found[n] for n in numbers])
+
+
+def _write_sheets(
+    folder: Path,
+    evaluator: Evaluator,
+    draws: Draws,
+    models: Mapping[str, Synthesizer],
+    last: Drawn,
+    rows: int,
+    credit: str | None,
+) -> None:
+    footer = f"Left column ('real'): {credit}" if credit else None
+    for name, numbers in {SHEET: draws.spread(rows), EXTREMES: extremes(last)}.items():
+        columns = {"real": _true_pictures(evaluator, numbers)}
+        columns |= {title: pictures(model, draws, numbers) for title, model in models.items()}
+        captions = [draws.captions[n] for n in numbers]
+        contact_sheet(columns, captions, footer=footer).save(folder / name)
+
+
+def extremes(drawn: Drawn, count: int = _SHOWN) -> list[int]:
+    """Numbers of the draws with the best ranks, best first, then of the worst, worst last."""
+    both = drawn.ranks["pixels"].double().log() + drawn.ranks["features"].double().log()
+    order = both.argsort(stable=True).tolist()
+    count = min(count, len(order) // 2)
+    return [*order[:count], *order[len(order) - count :]]
+
+
+def _example(captions: Sequence[str], max_chars: int) -> str:
+    """A caption that generation takes: the first short enough, else the beginning of the first."""
+    short = (caption for caption in captions if len(normalise(caption)) <= max_chars)
+    return next(short, captions[0][: max_chars // 2])
+
+
+def compare(
+    run: Run, inputs: dict[str, Done], scored: Done, champion: Champion, more: Mapping[str, Any]
+) -> Job:
+    """The evaluated model against the champion, on the same captions and seeds, and the report.
+
+    Args:
+        run: the run.
+        inputs: as for `evaluate`.
+        scored: the finished evaluation of the challenger.
+        champion: what to compare with.
+        more: for the report, see `pipelines.report.write_report`.
+    """
+    stage = Stage(
+        name="compare",
+        config={"promotion": to_dict(run.config.promotion)},
+        inputs={"evaluate": scored.key, "champion": champion.digest},
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        from pipelines.report import write_report
+
+        result = _compare(run, folder, inputs, scored, champion)
+        write_report(run, folder, scored, result, {**more, "stage": stage})
+        return result
+
+    return Job(stage=stage, work=work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """What a challenger is compared with: the champion, or untrained weights where there is none."""
+
+    title: str
+    digest: str
+    folder: Path | None
+    """Of its model; None for untrained weights."""
+
+
+def no_champion() -> Champion:
+    """Where there is no champion yet, a model must beat untrained weights."""
+    return Champion(title=UNTRAINED, digest=UNTRAINED, folder=None)
+
+
+def _compare(
+    run: Run, folder: Path, inputs: dict[str, Done], scored: Done, champion: Champion
+) -> dict[str, Any]:
+    torch.set_num_threads(cores(run.settings))
+    config, name = run.config, scored.result["model"]
+    evaluated = run.store.fetch(scored.folder)
+    places = {role: run.store.fetch(inputs[role].folder) for role in ("reference", "judge")}
+    real = open_reference(places["reference"])
+    dim = real.about["features"]["dim"]
+    mine = Rows(feature_file(evaluated, name), dim)
+    if champion.folder is None:
+        other, other_found = Rows(feature_file(evaluated, UNTRAINED), dim), found_of(evaluated, UNTRAINED)
+        scores = scored.result["scores"][UNTRAINED]
+    else:
+        dataset = data_set(run, inputs["data"])
+        draws = plan_draws(dataset, config.evaluation)
+        network = _network(run, inputs["teacher"])
+        evaluator = open_evaluator(config.evaluation, dataset, draws, network, places, folder)
+        model = open_synthesizer(champion.folder)
+        drawn = evaluator.score(
+            "champion", drawn_blocks(model, draws), _counting(run, [champion.title], 0, draws)
+        )
+        evaluator.close()
+        other, other_found, scores = drawn.features, drawn.found, drawn.scores
+    decision = _decision(run, real.rows("test"), (other, other_found), (mine, found_of(evaluated, name)), champion)
+    return {
+        "champion": champion.title,
+        "champion_sha256": champion.digest,
+        "champion_scores": scores,
+        "decision": decision.as_dict(),
+    }
+
+
+def _decision(
+    run: Run,
+    real: Rows,
+    champion: tuple[Rows, Tensor | None],
+    challenger: tuple[Rows, Tensor | None],
+    other: Champion,
+) -> Decision:
+    match = None
+    if champion[1] is not None and challenger[1] is not None:
+        match = paired_shares(champion[1], challenger[1])
+    kid = paired_kid(real, champion[0], challenger[0])
+    return decide(kid, match, run.config.promotion, other.title)

@@ -1,0 +1,50 @@
+"""Roll back: the version that was champion before becomes champion again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from pipelines.settings import Settings
+from pipelines.succession import roll_back
+from pipelines.tracking import never_raising
+
+
+@flow(name="sdn-rollback", description=__doc__)
+def rollback(model: str = "", store: str | None = None, reason: str = "") -> dict[str, Any]:
+    """Check the files of the champion before, make it the champion again, say so.
+
+    Args:
+        model: Registered model, such as sdn-openmoji; empty for the one with the latest champion.
+        store: Folder or s3://bucket/prefix with the registry; empty for the configured one.
+        reason: Why; kept in the log of champions and on the version that is rolled back from.
+
+    Returns:
+        What was done; JSON values, see `pipelines.succession.roll_back`.
+    """
+    found = roll_back(Settings() if store is None else Settings(store=store), model, reason)
+    show(found)
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """Before and after as a Prefect artifact."""
+    checked = found["sha256"] or "not known: registered before digests were kept"
+    lines = [
+        f"# {found['name']}: version {found['before']} → version {found['after']}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| champion before | version {found['before']} |",
+        f"| champion now | version {found['after']} |",
+        f"| term | {found['term']} |",
+        f"| reason | {found['reason'].replace('|', chr(92) + '|')} |",
+        f"| SHA-256 of its files | {checked} |",
+        f"| seconds | {found['seconds']} |",
+        "",
+        "Run this once more to undo it.",
+    ]
+    with never_raising("Prefect's artifact of the rollback"):
+        create_markdown_artifact("\n".join(lines), key="rollback")

@@ -1,0 +1,91 @@
+"""`sdn lineage`: from a model or an image back to its data, from the command line."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.terminal import JsonOption, StoreOption, answer, expected_errors, quiet, say, table
+
+if TYPE_CHECKING:
+    from pipelines.lineage import Lineage
+
+
+def lineage(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_PNG",
+            help="models:/NAME@champion, a model's name, a model folder, or a PNG that `sdn "
+            "generate` wrote.",
+        ),
+    ],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Data, shards, configs and runs behind a model or an image; exit 1 if they do not agree."""
+    with expected_errors():
+        quiet()
+        from pipelines.lineage import trace
+
+        found = trace(target, store)
+        if not as_json:
+            _show(found)
+        answer(found.as_dict(), as_json=as_json)
+        if found.problems:
+            raise typer.Exit(1)
+
+
+def _show(found: Lineage) -> None:
+    if found.image is not None:
+        say(f"Drawn: {found.image['caption']!r}, seed {found.image['seed']}")
+    rows = [(name, _text(name, value)) for name, value in found.model.items() if value]
+    table(("model", ""), rows)
+    if found.decision:
+        table(("decision", ""), list(found.decision.items()))
+    facts = {name: value for name, value in found.data.items() if name != "shards" and value}
+    table(("data", ""), [(name, _text(name, value)) for name, value in facts.items()])
+    if shards := found.data.get("shards", []):
+        headings = ("shard", "samples", "bytes", "sha256")
+        table(
+            headings,
+            [tuple(str(shard[name]) for name in ("name", *headings[1:])) for shard in shards],
+        )
+        if (more := found.data["shard_count"] - len(shards)) > 0:
+            say(f"and {more:,} more shards")
+    table(
+        ("stage", "key", "folder", "seconds", "config"),
+        [
+            (
+                one["name"],
+                one["key"],
+                one["folder"],
+                "" if one["seconds"] is None else str(one["seconds"]),
+                "not reached" if one["config"] is None else json.dumps(one["config"]),
+            )
+            for one in found.stages
+        ],
+    )
+    if found.runs:
+        headings = ("name", "status", "id", "url")
+        table(("run", *headings[1:]), [tuple(run[name] for name in headings) for run in found.runs])
+    for text in found.unreached:
+        say(f"not reached: {text}", error=True)
+    for text in found.problems:
+        say(f"does not agree: {text}", error=True)
+    if not found.problems:
+        say("what was reached agrees" if found.unreached else "folders and digests agree")
+
+
+def _text(name: str, value: object) -> str:
+    """A cell of a table."""
+    if name == "registered_ms" and isinstance(value, int):
+        return datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="seconds")
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count}" for key, count in value.items())
+    return str(value)

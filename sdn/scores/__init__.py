@@ -1,0 +1,1 @@
+"""Scores of sets of images from their feature vectors, each with an interval and its count."""
