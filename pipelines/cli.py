@@ -145,16 +145,21 @@ def evaluate(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on the test captions of its data set, baselines beside it."""
+    """Score a model on the test captions of its data set, the champion beside it, in a report."""
     with expected_errors():
         quiet()
         from pipelines.console import Display
-        from pipelines.generation import score_model
         from pipelines.run import parse_overrides
+        from pipelines.scoring import score_model
 
-        found = score_model(model, store, parse_overrides(set_ or []), _scored)
-        if not as_json:
-            Display(to_stderr=False).scores(found["scores"], found["captions"])
+        display = Display(to_stderr=as_json)
+        with display.progress() as progress:
+            found = score_model(model, store, parse_overrides(set_ or []), progress)
+        display.scores(found)
+        if found["compared_with"] != "untrained weights":
+            say(found["decision"]["reason"], error=as_json)
+        say(f"contact sheet: {found['contact_sheet']}", error=as_json)
+        say(f"report: {found['report']}", error=as_json)
         answer(found, as_json=as_json)
 
 
@@ -196,10 +201,6 @@ def ui(
         with ended_with_this_process():
             status = serve(settings, mlflow_port, prefect_port, say)
         raise typer.Exit(status)
-
-
-def _scored(row: str) -> None:
-    say(f"scored: {row}", error=True)
 
 
 if __name__ == "__main__":

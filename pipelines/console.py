@@ -70,16 +70,25 @@ class Display:
         table.add_row("start, tracking", f"{rest:.1f}", f"{rest / max(total_s, 1e-9):.0%}", "", "")
         self.console.print(table)
 
-    def scores(self, scores: dict[str, dict[str, Any]], captions: int) -> None:
-        """The scores of each row, with what would be scored without a model beside them."""
-        table = Table(title=f"Scores on {captions} test captions", box=SIMPLE_HEAD, pad_edge=False)
+    def scores(self, found: Mapping[str, Any]) -> None:
+        """The scores of each row, with floors, ceiling and what needs no model beside them.
+
+        Args:
+            found: `scores`, `captions`, `how_measured` and `withheld` of an evaluation.
+        """
+        table = Table(
+            title=f"Scores on {found['captions']} test captions", box=SIMPLE_HEAD, pad_edge=False
+        )
         table.add_column("", max_width=26)
         for score in SHORT:
-            heading = COLUMNS[score].replace(", ", "\n").replace("median ", "median\n")
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, cells in short_rows(scores):
-            table.add_row(name, *cells)
+            heading = COLUMNS[score].heading.replace(", ", "\n").replace("median ", "median\n")
+            table.add_column(heading.replace("caption ", "caption\n"), justify="right")
+        for name, cells in short_rows(found["scores"]):
+            table.add_row(name, *(text.replace(" (", "\n(") for text in cells))
         self.console.print(table)
+        self.console.print(found["how_measured"])
+        for reason in found["withheld"]:
+            self.console.print(f"withheld: {reason}")
 
     def plan(self, run: Run) -> dict[str, Any]:
         """The resolved config, and whether the first stage would do any work."""
@@ -98,7 +107,7 @@ class Display:
     def result(self, found: dict[str, Any]) -> None:
         """The end of a run: stages, scores, where everything is and what to do next."""
         self.stages(found["stages"], found["seconds"])
-        self.scores(found["scores"], found["captions"])
+        self.scores(found)
         model = found["model"]
         say = self.console.print
         say(
@@ -113,6 +122,10 @@ class Display:
                 f"{data['dead_letters']} images could not be used: sdn data letters "
                 f"{found['data_place']}"
             )
+        for name, figures in found["figures"].items():
+            match, kid = figures["caption match"], figures["KID"]
+            told = f"{match['value']:.1%}" if match.get("value") is not None else "withheld"
+            say(f"{name}: caption match {told}, KID {_plain(kid.get('value'))}")
         say(f"top 1 on {found['test_is']}: {found['headline']:.1%}")
         role = "champion" if model["champion"] else "challenger"
         say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")
@@ -123,3 +136,7 @@ class Display:
         else:
             say(f"runs, models ({found['tracking_uri']}) and flows: sdn ui{found['store_option']}")
         say(f'generate: sdn generate "{found["example"]}"{found["store_option"]}')
+
+
+def _plain(value: float | None) -> str:
+    return "withheld" if value is None else f"{value:.3g}"

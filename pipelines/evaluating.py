@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipelines.report import ReportParts
     from sdn.config import EvaluationConfig
     from sdn.features.networks import FeatureNetwork
     from sdn.sampling import Synthesizer
@@ -236,8 +237,12 @@ def found_of(folder: Path, name: str) -> Tensor | None:
 def _write_samples(folder: Path, model: Synthesizer, draws: Draws, count: int) -> None:
     """Images as files, of captions that generation takes: what is registered must draw the same."""
     folder.mkdir(exist_ok=True)
-    taken = [n for n in range(len(draws)) if 0 < len(normalise(draws.captions[n])) <= model.max_chars]
-    spread = [taken[i * len(taken) // min(count, len(taken))] for i in range(min(count, len(taken)))]
+    taken = [
+        n for n in range(len(draws)) if 0 < len(normalise(draws.captions[n])) <= model.max_chars
+    ]
+    spread = [
+        taken[i * len(taken) // min(count, len(taken))] for i in range(min(count, len(taken)))
+    ]
     listed = []
     for number, n in enumerate(spread):
         caption = draws.captions[n]
@@ -290,7 +295,12 @@ def _example(captions: Sequence[str], max_chars: int) -> str:
 
 
 def compare(
-    run: Run, inputs: dict[str, Done], scored: Done, champion: Champion, more: Mapping[str, Any]
+    run: Run,
+    inputs: dict[str, Done],
+    scored: Done,
+    challenger: Path,
+    champion: Champion,
+    parts: ReportParts,
 ) -> Job:
     """The evaluated model against the champion, on the same captions and seeds, and the report.
 
@@ -298,8 +308,9 @@ def compare(
         run: the run.
         inputs: as for `evaluate`.
         scored: the finished evaluation of the challenger.
+        challenger: folder of its model.
         champion: what to compare with.
-        more: for the report, see `pipelines.report.write_report`.
+        parts: what the report shows beside the scores.
     """
     stage = Stage(
         name="compare",
@@ -310,8 +321,8 @@ def compare(
     def work(folder: Path) -> dict[str, Any]:
         from pipelines.report import write_report
 
-        result = _compare(run, folder, inputs, scored, champion)
-        write_report(run, folder, scored, result, {**more, "stage": stage})
+        result = _compare(run, folder, inputs, scored, challenger, champion)
+        write_report(run, folder, scored, result, parts)
         return result
 
     return Job(stage=stage, work=work)
@@ -319,7 +330,7 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """What a challenger is compared with: the champion, or untrained weights where there is none."""
+    """What a challenger is compared with: the champion, or untrained weights without one."""
 
     title: str
     digest: str
@@ -333,7 +344,12 @@ def no_champion() -> Champion:
 
 
 def _compare(
-    run: Run, folder: Path, inputs: dict[str, Done], scored: Done, champion: Champion
+    run: Run,
+    folder: Path,
+    inputs: dict[str, Done],
+    scored: Done,
+    challenger: Path,
+    champion: Champion,
 ) -> dict[str, Any]:
     torch.set_num_threads(cores(run.settings))
     config, name = run.config, scored.result["model"]
@@ -343,7 +359,10 @@ def _compare(
     dim = real.about["features"]["dim"]
     mine = Rows(feature_file(evaluated, name), dim)
     if champion.folder is None:
-        other, other_found = Rows(feature_file(evaluated, UNTRAINED), dim), found_of(evaluated, UNTRAINED)
+        other, other_found = (
+            Rows(feature_file(evaluated, UNTRAINED), dim),
+            found_of(evaluated, UNTRAINED),
+        )
         scores = scored.result["scores"][UNTRAINED]
     else:
         dataset = data_set(run, inputs["data"])
@@ -355,8 +374,15 @@ def _compare(
             "champion", drawn_blocks(model, draws), _counting(run, [champion.title], 0, draws)
         )
         evaluator.close()
+        both = {"champion": model, "challenger": open_synthesizer(challenger)}
+        numbers = draws.spread(config.evaluation.sheet)
+        columns = {title: pictures(one, draws, numbers) for title, one in both.items()}
+        captions = [draws.captions[n] for n in numbers]
+        contact_sheet(columns, captions).save(folder / CHAMPION_SHEET)
         other, other_found, scores = drawn.features, drawn.found, drawn.scores
-    decision = _decision(run, real.rows("test"), (other, other_found), (mine, found_of(evaluated, name)), champion)
+    decision = _decision(
+        run, real.rows("test"), (other, other_found), (mine, found_of(evaluated, name)), champion
+    )
     return {
         "champion": champion.title,
         "champion_sha256": champion.digest,

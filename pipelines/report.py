@@ -1,151 +1,230 @@
-"""Scores, contact sheet and the self-contained report of an evaluation."""
+"""The self-contained report of an evaluation, and how scores are written for people."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.evaluating import CHAMPION_SHEET, EXTREMES, SCORES, SHEET
 from pipelines.points import read_points
-from pipelines.preparing import data_set
-from sdn.captions import normalise
 from sdn.config import to_dict
-from sdn.evaluation import evaluate
-from sdn.sheets import contact_sheet
-from sdn.stage_run import StageInputs
+from sdn.evaluation import REAL, UNTRAINED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from matplotlib.figure import Figure
 
     from pipelines.run import Done, Run
-    from pipelines.stage import Stage
 
-SHEET, SCORES, REPORT = "contact-sheet.png", "scores.json", "report.html"
+__all__ = ["CHAMPION_SHEET", "EXTREMES", "REPORT", "SCORES", "SHEET"]
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A score in tables: its heading, and whether it is a share, shown as a percentage."""
+
+    heading: str
+    share: bool = False
+
 
 COLUMNS = {
-    "pixels/top1_score": "top 1, pixels",
-    "pixels/top5_score": "top 5, pixels",
-    "pixels/median_rank": "median rank",
-    "teacher/top1_score": "top 1, teacher",
-    "teacher/top5_score": "top 5, teacher",
-    "kernel_distance": "KID x1000, teacher",
+    "r_precision_score": Column(heading="caption match", share=True),
+    "kid_error": Column(heading="KID"),
+    "fid_error": Column(heading="FID"),
+    "inception_score": Column(heading="Inception Score"),
+    "precision_score": Column(heading="precision", share=True),
+    "recall_score": Column(heading="recall", share=True),
+    "diversity_score": Column(heading="diversity"),
+    "pixels/top1_score": Column(heading="top 1, pixels", share=True),
+    "pixels/top5_score": Column(heading="top 5, pixels", share=True),
+    "pixels/median_rank": Column(heading="median rank"),
+    "features/top1_score": Column(heading="top 1, features", share=True),
+    "features/top5_score": Column(heading="top 5, features", share=True),
 }
-"""Score -> heading, in the order of the tables that people read."""
-SHORT = tuple(score for score in COLUMNS if score != "teacher/top5_score")
+"""Score -> column, in the order of the tables that people read."""
+SHORT = (
+    "r_precision_score",
+    "kid_error",
+    "pixels/top1_score",
+    "pixels/top5_score",
+    "pixels/median_rank",
+)
 """What a terminal of 80 columns has room for."""
 
+Scores = dict[str, dict[str, Any]]
+"""Score name -> `sdn.scores.score.Score.as_dict()`."""
 
-def write_evaluation(
-    run: Run, folder: Path, inputs: dict[str, Done], models: dict[str, Done], stage: Stage
-) -> dict[str, Any]:
-    """Evaluate and write `scores.json`, `contact-sheet.png` and `report.html` into `folder`.
 
-    Returns:
-        `scores` (row -> score -> value), `headline` (top 1 of the last model in pixels),
-        `captions` (number of them).
+@dataclass(frozen=True, kw_only=True)
+class ReportParts:
+    """What a report shows beside the scores."""
+
+    curves: Mapping[str, Path]
+    """Stage -> its folder, with the points of its training."""
+    stages: Mapping[str, Done]
+    """All finished stages, for lineage."""
+    letters: list[dict[str, str]]
+    """First dead letters: key, where, reason."""
+
+
+def all_rows(scored: Mapping[str, Any], champion: Mapping[str, Any] | None) -> dict[str, Scores]:
+    """Every row of the table of scores: models, champion, floors, ceiling, baselines.
+
+    Args:
+        scored: result of an evaluation.
+        champion: result of a comparison, or None.
     """
-    local = {role: run.store.fetch(done.folder) for role, done in inputs.items() if role != "data"}
-    found = evaluate(
-        run.config,
-        StageInputs(data=data_set(run, inputs["data"]), **local),
-        {name.replace("_", " "): run.store.fetch(done.folder) for name, done in models.items()},
-        report=lambda row: run.progress("evaluate", 0.0, row),
-    )
-    rows = min(run.config.evaluation.sheet, len(found.captions))
-    # Spread over the split, so that one concept does not fill the sheet.
-    chosen = [i * len(found.captions) // rows for i in range(rows)]
-    shown = {n: p[chosen] for n, p in found.images.items() if n != "untrained weights"}
-    credit = inputs["data"].result["attribution"]
-    footer = f"Left column ('real'): {credit}" if credit else None
-    sheet = contact_sheet(shown, [found.captions[i] for i in chosen], footer=footer)
-    sheet.save(folder / SHEET)
-    last = list(models)[-1].replace("_", " ")
-    result = {
-        "scores": found.scores,
-        "model": last,
-        "headline": found.scores[last]["pixels/top1_score"],
-        "captions": len(found.captions),
-        "example": _example(found.captions, run.config.captions.max_chars),
-    }
-    (folder / SCORES).write_text(json.dumps(result, indent=2))
-    curves = {name: run.store.fetch(done.folder) for name, done in models.items()}
-    (folder / REPORT).write_text(
-        _html(run, result, folder / SHEET, curves, inputs | models, credit, stage), encoding="utf-8"
-    )
-    return result
+    scores: dict[str, Scores] = scored["scores"]
+    models = list(scored["figures"])
+    rows = {name: scores[name] for name in models}
+    if champion is not None and champion["champion"] != UNTRAINED:
+        rows[f"champion: {champion['champion']}"] = champion["champion_scores"]
+    rows |= {f"{name} (floor)": found for name, found in scored["floors"].items()}
+    rows[REAL] = scores[REAL]
+    rows[f"{UNTRAINED} (ceiling)"] = scores[UNTRAINED]
+    rest = {name: found for name, found in scores.items() if name not in {*models, REAL, UNTRAINED}}
+    return rows | rest
 
 
-def _example(captions: Sequence[str], max_chars: int) -> str:
-    """A caption that generation takes: the first short enough, else the beginning of the first."""
-    short = (caption for caption in captions if len(normalise(caption)) <= max_chars)
-    return next(short, captions[0][: max_chars // 2])
+def table_rows(rows: Mapping[str, Scores]) -> list[tuple[str, list[str]]]:
+    """(row, cells) with intervals, for reports."""
+    return [(name, [cell(found, score) for score in COLUMNS]) for name, found in rows.items()]
 
 
-def table_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(row, cells) of the table of scores: shares as percentages, top 1 with its interval."""
-    return [(name, [_cell(found, score) for score in COLUMNS]) for name, found in scores.items()]
-
-
-def short_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """As `table_rows`, for a terminal: fewer columns, and only the headline has its interval."""
+def short_rows(rows: Mapping[str, Scores]) -> list[tuple[str, list[str]]]:
+    """As `table_rows`, for a terminal: fewer columns, intervals of the first three."""
     return [
-        (
-            name,
-            [
-                cell if score == "pixels/top1_score" else cell.split(" ", maxsplit=1)[0]
-                for score in SHORT
-                for cell in (_cell(found, score),)
-            ],
-        )
-        for name, found in scores.items()
+        (name, [cell(found, score, bare=n > 2) for n, score in enumerate(SHORT)])
+        for name, found in rows.items()
     ]
 
 
-def _cell(found: dict[str, Any], score: str) -> str:
-    if score not in found:
+def cell(found: Scores, score: str, *, bare: bool = False) -> str:
+    """One score with its interval; empty where it was not asked for."""
+    one = found.get(score)
+    if one is None:
         return ""
-    value = found[score]
-    if score == "kernel_distance":
-        return f"{1000 * value:.2f} ± {1000 * found['kernel_distance_std']:.2f}"
-    if score.endswith("median_rank"):
-        return f"{value:g}"
-    if score.endswith("top1_score"):
-        space = score.split("/", maxsplit=1)[0]
-        low, high = found[f"{space}/top1_low"], found[f"{space}/top1_high"]
-        return f"{value:.1%} ({100 * low:.0f}-{100 * high:.0f})"
-    return f"{value:.1%}"
+    if one.get("value") is None:
+        return "withheld"
+    share = COLUMNS[score].share
+    value = f"{one['value']:.1%}" if share else f"{one['value']:.3g}"
+    if bare or one.get("low") is None:
+        return value
+    low, high = (f"{100 * one[k]:.0f}" if share else f"{one[k]:.3g}" for k in ("low", "high"))
+    return f"{value} ({low} to {high})"
 
 
-def _html(
+def withheld(rows: Mapping[str, Scores]) -> list[str]:
+    """Why scores are withheld, each reason once."""
+    reasons = (
+        f"{COLUMNS[score].heading}: {one['withheld']}"
+        for found in rows.values()
+        for score, one in found.items()
+        if score in COLUMNS and one.get("withheld")
+    )
+    return list(dict.fromkeys(reasons))
+
+
+def how_measured(settings: Mapping[str, Any]) -> str:
+    """What every score is of, in one sentence."""
+    features, real = settings["features"], settings["reference"]
+    size = features["input_px"]
+    seen = f"{size} px ({features['resize']})" if isinstance(size, int) else size
+    return (
+        f"Protocol {settings['protocol']}: {settings['images']:,} images of "
+        f"{settings['image_px']} px; features: {features['network']} "
+        f"(SHA-256 {features['sha256'][:12]}), {features['dim']} numbers, input {seen}; reference: "
+        f"{real['images']:,} test images (SHA-256 {real['sha256'][:12]}). Intervals are of 95%."
+    )
+
+
+def write_report(
     run: Run,
-    result: dict[str, Any],
-    sheet: Path,
-    curves: dict[str, Path],
-    stages: dict[str, Done],
-    credit: str | None,
-    stage: Stage,
-) -> str:
+    folder: Path,
+    scored: Done,
+    compared: Mapping[str, Any],
+    parts: ReportParts,
+) -> None:
+    """Write `report.html` into `folder`, complete in itself.
+
+    Args:
+        run: the run.
+        folder: of the comparison, which holds the champion's sheet.
+        scored: the finished evaluation.
+        compared: result of the comparison.
+        parts: what is shown beside the scores.
+    """
     from jinja2 import Environment, PackageLoader
 
-    # Captions and config values are the user's text: everything is escaped.
+    evaluated = run.store.fetch(scored.folder)
+    rows = all_rows(scored.result, compared)
+    champion = folder / CHAMPION_SHEET
+    # Captions, labels and config values are the user's text: everything is escaped.
     environment = Environment(loader=PackageLoader("pipelines"), autoescape=True)
-    return environment.get_template("report.html").render(
+    text = environment.get_template("report.html").render(
         recipe=run.config.name,
-        result=result,
-        headings=list(COLUMNS.values()),
-        rows=table_rows(result["scores"]),
-        sheet=base64.b64encode(sheet.read_bytes()).decode(),
-        curves={name: _curves_png(name, folder) for name, folder in curves.items()},
-        lineage={name: (done.key, done.folder) for name, done in stages.items()}
-        | {"evaluate": (stage.key, stage.folder)},
-        data=stages["data"].result,
+        result=scored.result,
+        how=how_measured(scored.result["settings"]),
+        figures=_figures(scored.result, compared),
+        headings=[column.heading for column in COLUMNS.values()],
+        rows=table_rows(rows),
+        withheld=withheld(rows),
+        intervals=_intervals(rows),
+        decision=compared["decision"],
+        champion=compared["champion"],
+        champion_sheet=_picture(champion) if champion.is_file() else None,
+        sheet=_picture(evaluated / SHEET),
+        extremes=_picture(evaluated / EXTREMES),
+        classes=scored.result["classes"],
+        curves={name: _curves_png(name, place) for name, place in parts.curves.items()},
+        lineage={name: (done.key, done.folder) for name, done in parts.stages.items()},
+        data=parts.stages["prepare"].result,
+        letters=parts.letters,
         config=json.dumps(to_dict(run.config), indent=2),
-        credit=credit,
+        credit=parts.stages["prepare"].result["attribution"],
     )
+    (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def _figures(result: Mapping[str, Any], compared: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(row, caption match, KID): what stands first, floor and ceiling beside it."""
+    rows = {name: result["scores"][name] for name in result["figures"]}
+    if compared["champion"] != UNTRAINED:
+        rows[f"champion: {compared['champion']}"] = compared["champion_scores"]
+    rows |= {f"{REAL}: caption match; halves of the test split: KID": _real_figures(result)}
+    rows[UNTRAINED] = result["scores"][UNTRAINED]
+    return [
+        (name, cell(found, "r_precision_score"), cell(found, "kid_error"))
+        for name, found in rows.items()
+    ]
+
+
+def _real_figures(result: Mapping[str, Any]) -> Scores:
+    floors = list(result["floors"].values())
+    kid = {"kid_error": floors[0]["kid_error"]} if floors else {}
+    return {"r_precision_score": result["scores"][REAL]["r_precision_score"], **kid}
+
+
+def _intervals(rows: Mapping[str, Scores]) -> list[str]:
+    """How each score's interval was come by, once."""
+    said = {
+        COLUMNS[score].heading: one["interval"]
+        for found in rows.values()
+        for score, one in found.items()
+        if score in COLUMNS and one.get("interval")
+    }
+    return [f"{heading}: {how}" for heading, how in said.items()]
+
+
+def _picture(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _curves_png(name: str, folder: Path) -> str:

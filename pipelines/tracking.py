@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines.points import spooled_points
@@ -198,46 +197,3 @@ class Tracker:
     def finish(self, run: str, status: str = "FINISHED") -> None:
         """End a run; ending it again changes nothing."""
         self.client.set_terminated(run, status)
-
-
-def promote_if_better(
-    tracker: Tracker, name: str, version: str, score: float, test: str
-) -> dict[str, Any]:
-    """Give the alias `champion` to this version if there is none or its score is at least as high.
-
-    Scores on other test images say nothing about each other: the champion stays then.
-
-    Args:
-        tracker: of the recipe.
-        name: of the registered model.
-        version: the challenger.
-        score: of the challenger; kept as tag `sdn.score` and compared with the champion's.
-        test: digest of what it was scored on, kept as tag `sdn.test`.
-
-    Returns:
-        `champion` (bool), `reason`.
-    """
-    from pipelines.registry import CHAMPION
-
-    tracker.client.set_model_version_tag(name, version, "sdn.score", repr(score))
-    tracker.client.set_model_version_tag(name, version, "sdn.test", test)
-    try:
-        holder = tracker.client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        holder = None
-    if holder is not None and str(holder.version) == version:
-        return {"champion": True, "reason": "already the champion"}
-    if holder is not None and holder.tags.get("sdn.test") != test:
-        reason = (
-            f"version {holder.version} stays: it was scored on other test images; --model "
-            f"models:/{name}/{version} draws with this one"
-        )
-        return {"champion": False, "reason": reason}
-    if holder is not None:
-        held = float(holder.tags.get("sdn.score", "-inf"))
-        if score < held:
-            reason = f"version {holder.version} stays: {held:.4f} against {score:.4f}"
-            return {"champion": False, "reason": reason}
-    tracker.client.set_registered_model_alias(name, CHAMPION, version)
-    before = "there was none" if holder is None else f"version {holder.version} was not better"
-    return {"champion": True, "reason": before}

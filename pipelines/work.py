@@ -348,22 +348,6 @@ def search(run: Run, inputs: dict[str, Done]) -> Job:
     return Job(stage=stage, work=work)
 
 
-def evaluate(run: Run, inputs: dict[str, Done], models: dict[str, Done]) -> Job:
-    """Scores, contact sheet and report on the test split."""
-    stage = Stage(
-        name="evaluate",
-        config=to_dict(run.config.evaluation),
-        inputs=_keys(inputs) | {name: done.key for name, done in models.items()},
-    )
-
-    def work(folder: Path) -> dict[str, Any]:
-        from pipelines.report import write_evaluation
-
-        return write_evaluation(run, folder, inputs, models, stage)
-
-    return Job(stage=stage, work=work)
-
-
 def _keys(inputs: dict[str, Done]) -> dict[str, str]:
     """What the inputs of a stage are known by: the data by its manifest, all else by stage key."""
     return {

@@ -5,8 +5,8 @@ Images are drawn, turned into features and forgotten block by block: memory does
 
 from __future__ import annotations
 
-
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +198,7 @@ class Evaluator:
 
 def feature_file(folder: Path, name: str) -> Path:
     """Where the features of a set are kept."""
-    return folder / f"features-{name.replace(' ', '-')}.f32"
+    return folder / f"features-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.f32"
 
 
 def open_evaluator(
@@ -272,9 +272,9 @@ def baseline_scores(evaluator: Evaluator, draws: Draws) -> dict[str, SetScores]:
     if nearest is not None:
         mean = (
             train.pixels[rows].float().mean(1).round().to(torch.uint8)
-            for rows in nearest.split(_BATCH)
+            for rows in torch.split(nearest, _BATCH)
         )
-        one = (train.pixels[rows[:, 0]] for rows in nearest.split(_BATCH))
+        one = (train.pixels[rows[:, 0]] for rows in torch.split(nearest, _BATCH))
         found["nearest-tone training image"] = _retrieval_of(evaluator, one)
         found["mean of the two nearest-tone training images"] = _retrieval_of(evaluator, mean)
     return found

@@ -8,7 +8,8 @@ feature network of the evaluation.
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ BUCKETS = 1 << 13
 def tokens(caption: str) -> list[int]:
     """Buckets of a caption's words, pairs of neighbouring words and pieces of four letters."""
     words = normalise(caption).split()
-    found = [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
+    found = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
     found += [f"_{word}_"[i : i + 4] for word in words for i in range(max(1, len(word) - 1))]
     return [zlib.crc32(token.encode()) % BUCKETS for token in found] or [0]
 
@@ -97,7 +98,7 @@ def fit_judge(
         judge = Judge(features=features.shape[1], dim=config.dim)
         judge.mean.copy_(features.mean(0))
         judge.scale.copy_(1 / features.std(0).clamp(min=1e-6))
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": judge.words.parameters(), "weight_decay": 0.0},
             {"params": [*judge.text.parameters(), *judge.image.parameters()]},
         ]

@@ -39,17 +39,17 @@ def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion:
         config: level and margin.
         champion: what the challenger is compared with, for the text.
     """
-    told = f"KID lower by {_told(kid)} on {kid.gain.count} captions, p = {kid.p_value:.4f}"
+    told = f"gain in KID {_told(kid)} on {kid.gain.count:,} captions, p = {kid.p_value:.4f}"
     if kid.p_value >= config.level:
         enough = f"; a gain of this size would need about {kid.needed:,}" if kid.needed else ""
         reason = f"{champion} stays: {told}, not below {config.level}{enough}"
         return Decision(promoted=False, reason=reason, kid=kid, match=match)
     if match is None:
-        reason = f"better than {champion}: {told}; too few captions to look at caption match"
+        reason = f"better than {champion}: {told}; too few captions for caption match"
         return Decision(promoted=True, reason=reason, kid=kid, match=match)
     assert match.gain.value is not None
     lowest = match.gain.value + NormalDist().inv_cdf(config.level) * match.error
-    shown = f"caption match changed by {_told(match, '+.1%')}"
+    shown = f"gain in caption match {_told(match, '+.1%')}"
     if lowest < -config.margin:
         reason = (
             f"{champion} stays: {told}, but {shown}: that it is not worse by more than "
@@ -60,6 +60,6 @@ def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion:
     return Decision(promoted=True, reason=reason, kid=kid, match=match)
 
 
-def _told(found: Paired, form: str = ".4f") -> str:
+def _told(found: Paired, form: str = "+.3g") -> str:
     gain = found.gain
     return f"{gain.value:{form}} ({gain.low:{form}} to {gain.high:{form}})"

@@ -66,7 +66,7 @@ def tiny() -> RunConfig:
         data=DataConfig(source="openmoji", resolution=32, limit=300, shard_samples=64),
         teacher=TeacherConfig(arch="vgg11", width=0.125, convention="symmetric", epochs=3),
         captions=CaptionConfig(dim=64, width=32, max_chars=128, epochs=3),
-        student=StudentConfig(init="he"),
+        student=StudentConfig(init="identity"),
         stage_one=_replace(stage, epochs=3),
         search=SearchConfig(trials=2, images=320, captions=16),
         stage_two=_replace(stage, epochs=4),

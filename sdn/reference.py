@@ -1,4 +1,4 @@
-"""Real images in the feature network, once for a data set: what every evaluation is held against."""
+"""Real images in the feature network, once for a data set: what scores are held against."""
 
 from __future__ import annotations
 

@@ -9,15 +9,21 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import work
+from pipelines import evaluating, work
 from pipelines.cluster import stop_ray
+from pipelines.evaluating import Champion, Model
 from pipelines.flows.stages import Progress, Tracked, do, terminal
 from pipelines.orphans import ended_with_this_process
 from pipelines.preparing import data_set, data_uri
 from pipelines.release import example_caption, release
+from pipelines.report import ReportParts
 from pipelines.run import Done, Run, RunSpec, parse_overrides
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker, never_raising, tracking_uri
@@ -26,7 +32,7 @@ from sdn.data.dead_letters import KeptLetter, TooManyDeadLetters, read_list
 from sdn.data.shards import SHOWN_LETTERS
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 RecipeName = Literal["openmoji", "tiny", "folder", "cub", "release-cub", "flowers"]
 
@@ -37,7 +43,7 @@ def pipeline(
     store: str | None = None,
     changes: list[str] = [],  # noqa: B006 (Prefect's form reads the default; it is never changed)
 ) -> dict[str, Any]:
-    """Prepare, teacher, captions, stage one, search, stage two, evaluate, register.
+    """Prepare, teacher, captions, stage one, search, stage two, evaluate, compare, register.
 
     Args:
         recipe: Named run to start from.
@@ -84,21 +90,41 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
     searched = do(run, work.search(run, started), tracked)
     weights = from_dict(LossWeights, searched.result["weights"])
     two = do(run, work.distil(run, "stage_two", started, weights), tracked)
-    models = {"stage_one": one, "stage_two": two}
-    scored = do(run, work.evaluate(run, inputs, models), tracked)
-    stages = {done.name: done for done in (data, taught, encoder, one, searched, two, scored)}
+    inputs["reference"] = do(run, evaluating.reference(run, data, taught), tracked)
+    inputs["judge"] = do(run, evaluating.judge(run, data, inputs["reference"]), tracked)
+    models = {
+        name: Model(digest=done.key, folder=run.store.fetch(done.folder))
+        for name, done in {"stage one": one, "stage two": two}.items()
+    }
+    scored = do(run, evaluating.evaluate(run, inputs, models), tracked)
+    of_model = {"stage_one": one, "search": searched, "stage_two": two, "evaluate": scored}
+    stages = {"prepare": data, "teacher": taught, "captions": encoder} | of_model
+    stages |= {role: inputs[role] for role in ("reference", "judge")}
     describe(run, tracked, data)  # where MLflow did not answer at the beginning
-    registered = register(run, tracked, stages)
 
-    folder = run.store.fetch(scored.folder)
-    show_result(folder, scored, registered)
-    return summary(run, folder, stages, registered, time.monotonic() - began)
+    def compare(champion: Champion) -> Done:
+        parts = ReportParts(
+            curves={
+                "stage one": models["stage one"].folder,
+                "stage two": models["stage two"].folder,
+            },
+            stages=stages,
+            letters=_letter_rows(data_tables(run, data)[1]),
+        )
+        job = evaluating.compare(run, inputs, scored, models["stage two"].folder, champion, parts)
+        return do(run, job, tracked)
+
+    registered = register(run, tracked, stages, compare)
+    show_result(run, stages, registered)
+    return summary(run, stages, registered, time.monotonic() - began)
 
 
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)
-def register(run: Run, tracked: Tracked, stages: dict[str, Done]) -> dict[str, Any]:
-    """The model becomes a version of the registry, once; see `pipelines.release`."""
-    return release(run, tracked, stages)
+def register(
+    run: Run, tracked: Tracked, stages: dict[str, Done], compare: Callable[[Champion], Done]
+) -> dict[str, Any]:
+    """The model becomes a version of the registry, once, and the champion if it is better."""
+    return release(run, tracked, stages, compare)
 
 
 def prepare(run: Run, tracker: Tracker) -> Done:
@@ -189,50 +215,88 @@ def parent_key(run: Run, data: Done) -> str:
     return Stage(name="run", config=to_dict(run.config), inputs=inputs).key
 
 
-def show_result(folder: Path, scored: Done, registered: dict[str, Any]) -> None:
-    """Contact sheet and scores as a Prefect artifact."""
-    from pipelines.report import COLUMNS, SHEET, table_rows
+def show_result(run: Run, stages: dict[str, Done], registered: dict[str, Any]) -> None:
+    """Scores, contact sheet, the decision and the way to the report, as artifacts in Prefect."""
+    from pipelines.report import COLUMNS, REPORT, SHEET, all_rows, how_measured, table_rows
 
-    picture = base64.b64encode((folder / SHEET).read_bytes()).decode()
+    scored, compared = stages["evaluate"], stages["compare"]
+    picture = base64.b64encode((run.store.fetch(scored.folder) / SHEET).read_bytes()).decode()
+    report = report_link(run, compared, registered)
+    columns = [column.heading for column in COLUMNS.values()]
+    rows = table_rows(all_rows(scored.result, compared.result))
     lines = [
         f"# {registered['name']} version {registered['version']}",
-        f"Top 1 on test captions: **{scored.result['headline']:.1%}**. {registered['reason']}",
+        f"**{'Champion' if registered['champion'] else 'Not promoted'}**: {registered['reason']}",
         "",
-        "| | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
-        *(
-            f"| {name} | {' | '.join(cells)} |"
-            for name, cells in table_rows(scored.result["scores"])
-        ),
+        f"[Report]({report})",
+        "",
+        "| | " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * len(columns),
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows),
+        "",
+        how_measured(scored.result["settings"]),
         "",
         f"![contact sheet](data:image/png;base64,{picture})",
     ]
     with never_raising("Prefect's artifact of the result"):
         create_markdown_artifact("\n".join(lines), key="result")
+        create_link_artifact(report, key="report", link_text=REPORT)
+        create_markdown_artifact(decision_text(registered, compared), key="decision")
+
+
+def decision_text(registered: dict[str, Any], compared: Done) -> str:
+    """The decision about a version with its numbers, for people."""
+    decision = compared.result["decision"]
+    told = "promoted" if decision["promoted"] else "not promoted"
+    return "\n".join(
+        [
+            f"# {registered['name']} version {registered['version']}: {told}",
+            f"Compared with {compared.result['champion']}. {decision['reason']}",
+            "```json",
+            json.dumps(decision, indent=2),
+            "```",
+        ]
+    )
+
+
+def report_link(run: Run, compared: Done, registered: dict[str, Any]) -> str:
+    """Where the report is to be read: MLflow's page where that is a server, else the file."""
+    from pipelines.report import REPORT
+
+    uri = tracking_uri(run.settings)
+    if uri.startswith("http") and registered.get("run"):
+        experiment, number = registered["run"]
+        return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{number}/artifacts/{REPORT}"
+    return (run.store.fetch(compared.folder) / REPORT).as_uri()
 
 
 def summary(
-    run: Run, folder: Path, stages: dict[str, Done], registered: dict[str, Any], total_s: float
+    run: Run, stages: dict[str, Done], registered: dict[str, Any], total_s: float
 ) -> dict[str, Any]:
     """What the flow returns; JSON values."""
-    from pipelines.report import REPORT, SHEET
+    from pipelines.report import REPORT, SHEET, all_rows, how_measured, withheld
 
+    scored, compared = stages["evaluate"], stages["compare"]
+    rows = all_rows(scored.result, compared.result)
     return {
         "recipe": run.config.name,
         "store": run.store.uri,
         "model": registered,
         "tracking_uri": tracking_uri(run.settings),
-        "example": example_caption(run.config, stages["evaluate"]),
+        "example": example_caption(run.config, scored),
         "test_is": "unseen compositions"
         if run.config.data.source == "openmoji"
         else "test captions",
         "data_place": data_uri(run, stages["prepare"]),
         "store_option": f" --store {run.spec.store}" if run.spec.store else "",
-        "headline": stages["evaluate"].result["headline"],
-        "captions": stages["evaluate"].result["captions"],
-        "scores": stages["evaluate"].result["scores"],
-        "contact_sheet": str(folder / SHEET),
-        "report": str(folder / REPORT),
+        "headline": scored.result["headline"],
+        "figures": scored.result["figures"],
+        "captions": scored.result["captions"],
+        "scores": rows,
+        "how_measured": how_measured(scored.result["settings"]),
+        "withheld": withheld(rows),
+        "contact_sheet": str(run.store.fetch(scored.folder) / SHEET),
+        "report": str(run.store.fetch(compared.folder) / REPORT),
         "seconds": round(total_s, 1),
         "fixed_s": round(total_s - sum(_computing_s(done) for done in stages.values()), 1),
         "nothing_to_do": not any(done.fresh for done in stages.values()),
@@ -242,7 +306,7 @@ def summary(
                 "folder": done.folder,
                 "seconds": done.seconds,
                 "fresh": done.fresh,
-                "result": done.result if name != "evaluate" else None,
+                "result": None if name in {"evaluate", "compare", "reference"} else done.result,
             }
             for name, done in stages.items()
         },

@@ -39,7 +39,8 @@ class FeatureNetwork(Protocol):
 class Lite0(nn.Module):
     """EfficientNet-Lite0 with its ImageNet head, out of packages that carry code and weights.
 
-    Source: Tan & Le 2019, arXiv:1905.11946, and TensorFlow's lite variant: no squeeze and excitation, ReLU6.
+    Source: Tan & Le 2019, arXiv:1905.11946; TensorFlow's lite variant has no squeeze and excitation
+    and ReLU6 activations.
     """
 
     name = "lite0"

@@ -73,4 +73,5 @@ class InceptionScore:
         """(splits,) float64, the score of each."""
         marginal = self._sums / self._counts.unsqueeze(1)
         mean_entropy = self._entropies / self._counts
-        return (torch.special.entr(marginal).sum(1) - mean_entropy).exp()
+        found: Tensor = (torch.special.entr(marginal).sum(1) - mean_entropy).exp()
+        return found

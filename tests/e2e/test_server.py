@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-import mlflow
-from registered_versions import NAME, alias, registered
+from registered_versions import NAME, aliases, registered
 
 from pipelines.succession import Succession
 
@@ -32,7 +31,7 @@ def test_a_worker_rolls_back(server, tmp_path):
     """The deployed rollback makes the champion before the champion again, and shows it."""
     schema = server.deployments["sdn-rollback"]["parameter_openapi_schema"]["properties"]
     assert all(schema[name]["description"] for name in ("model", "store", "reason"))
-    client = mlflow.MlflowClient(registered(tmp_path, versions=2))
+    client = registered(tmp_path, versions=2)
     succession = Succession(client, NAME)
     for version in ("1", "2"):
         succession.succeed(version, lambda _: (True, "better"))
@@ -42,7 +41,7 @@ def test_a_worker_rolls_back(server, tmp_path):
         lambda: server.state(run) in FINAL and server.state(run), 120, "the end of the rollback"
     )
     assert state == "COMPLETED", server.log.read_text()[-4000:]
-    assert (alias(client, "champion"), alias(client, "previous")) == ("1", "2")
+    assert aliases(client) == {"champion": "1", "previous": "2"}
     (shown,) = [a for a in server.post("artifacts/filter", {}) if a["flow_run_id"] == run]
     assert shown["key"] == "rollback"
     assert "version 2 \u2192 version 1" in shown["data"]

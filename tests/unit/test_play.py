@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -361,6 +362,31 @@ def test_models_named_by_their_folders(tmp_path):
         save_synthesizer(tmp_path / name, model.encoder, model.student.state_dict(), settings, 60)
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     assert [m.uri for m in find_models([two, one, two], str(tmp_path / "store"))] == [two, one]
+
+
+@pytest.mark.parametrize(
+    ("aliases", "expected"),
+    [
+        ({"champion": "3"}, ["models:/m/3"]),
+        ({"champion": "3", "previous": "1"}, ["models:/m/3", "models:/m/1"]),
+        ({"champion": "3", "previous": "3"}, ["models:/m/3"]),
+    ],
+)
+def test_the_champion_and_the_one_before(aliases, expected, monkeypatch):
+    """Without --model the champion is shown, and the one before it where there is one."""
+
+    class Registry:
+        def get_registered_model(self, name):
+            assert name == "m"
+            return SimpleNamespace(aliases=aliases)
+
+    def find_model(model, store):
+        alias = "champion" if model is None else model.removeprefix("models:/m@")
+        return found(version=aliases[alias])
+
+    monkeypatch.setattr("pipelines.tracking.client", lambda settings: Registry())
+    monkeypatch.setattr("pipelines.generation.find_model", find_model)
+    assert [m.uri for m in find_models([], "store")] == expected
 
 
 def test_models_that_cannot_stand_side_by_side():

@@ -1,15 +1,17 @@
 """Who is the champion: terms claimed once, aliases that follow them, and the way back."""
 
+import itertools
 import json
 import logging
-import sqlite3
+import re
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
-from registered_versions import NAME, alias, registered
+from registered_versions import aliases, registered
 from typer.testing import CliRunner
 
 from pipelines.cli import app
@@ -17,53 +19,59 @@ from pipelines.registry import SHA256, DamagedModelError, RegistryError
 from pipelines.settings import Settings
 from pipelines.succession import ROLLED_BACK, Succession, check_files, roll_back
 
+NUMBERS = itertools.count()
+
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """A registry of four versions on SQLite; made once, for its tables take seconds."""
-    folder = tmp_path_factory.mktemp("template")
-    registered(folder, versions=4)
-    return (folder / "mlflow.db").read_bytes()
+def place(tmp_path_factory):
+    """A store for all tests: MLflow takes seconds to make the tables of a new one."""
+    return tmp_path_factory.mktemp("store")
+
+
+def fresh(place, versions=4):
+    """The succession of a model that nobody has used yet."""
+    name = f"sdn-{next(NUMBERS)}"
+    client = registered(place, versions=versions, name=name)
+    return Succession(client, name, lambda: datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC))
 
 
 @pytest.fixture
-def client(template, tmp_path):
-    (tmp_path / "mlflow.db").write_bytes(template)
-    return mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def succession(place):
+    return fresh(place)
 
 
 @pytest.fixture
-def succession(client):
-    return Succession(client, NAME, lambda: datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC))
+def client(succession):
+    return succession.client
 
 
 def better(_):
     return True, "better"
 
 
-def aliases(client):
-    return {n: alias(client, n) for n in ("champion", "previous", "challenger") if alias(client, n)}
+def shown(succession):
+    return aliases(succession.client, succession.name)
 
 
 def champions(succession):
     return [term.champion for term in succession.terms()]
 
 
-def tag(client, version, name=ROLLED_BACK):
-    return client.get_model_version(NAME, version).tags.get(name)
+def tag(succession, version, name=ROLLED_BACK):
+    return succession.version(version).tags.get(name)
 
 
 def test_the_first_and_the_next_champion(client, succession):
     """Each promotion is a term; the aliases name the champion and the one before."""
     assert succession.settle() is None
-    client.set_registered_model_alias(NAME, "challenger", "1")
+    client.set_registered_model_alias(succession.name, "challenger", "1")
     assert succession.succeed("1", lambda holder: (holder is None, "there was none")).champion
-    assert aliases(client) == {"champion": "1"}
-    client.set_registered_model_alias(NAME, "challenger", "2")
+    assert shown(succession) == {"champion": "1"}
+    client.set_registered_model_alias(succession.name, "challenger", "2")
     outcome = succession.succeed("2", lambda holder: (holder == "1", "0.5 against 0.4"))
     assert outcome.champion
     assert outcome.reason == outcome.term.why == "0.5 against 0.4"
-    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert shown(succession) == {"champion": "2", "previous": "1"}
     assert [(t.number, t.champion, t.previous) for t in succession.terms()] == [
         (1, "1", None),
         (2, "2", "1"),
@@ -74,11 +82,11 @@ def test_the_first_and_the_next_champion(client, succession):
 def test_a_rejected_challenger_changes_nothing(client, succession):
     """Log and champion stay; the rejected version keeps the alias challenger."""
     succession.succeed("1", better)
-    client.set_registered_model_alias(NAME, "challenger", "2")
+    client.set_registered_model_alias(succession.name, "challenger", "2")
     outcome = succession.succeed("2", lambda _: (False, "not better"))
     assert (outcome.champion, outcome.reason) == (False, "not better")
     assert outcome.term.champion == "1"
-    assert aliases(client) == {"champion": "1", "challenger": "2"}
+    assert shown(succession) == {"champion": "1", "challenger": "2"}
     assert champions(succession) == ["1"]
 
 
@@ -91,28 +99,28 @@ def test_the_champion_is_not_asked_about_itself(succession):
 
 
 def test_a_loser_is_compared_with_the_winner(client, succession):
-    """Somebody else is first while the challenger is compared: it is compared anew, and may lose."""
+    """Somebody else is first while the challenger is compared: it is asked again, and may lose."""
     succession.succeed("1", better)
     asked = []
 
     def beaten_to_it(holder):
         asked.append(holder)
         if holder == "1":
-            assert Succession(client, NAME).succeed("3", better).champion
+            assert Succession(client, succession.name).succeed("3", better).champion
         return holder == "1", f"against {holder}"
 
     outcome = succession.succeed("2", beaten_to_it)
     assert asked == ["1", "3"]
     assert (outcome.champion, outcome.reason) == (False, "against 3")
     assert champions(succession) == ["1", "3"]
-    assert aliases(client) == {"champion": "3", "previous": "1"}
+    assert shown(succession) == {"champion": "3", "previous": "1"}
 
 
 def test_a_term_is_claimed_once(client, succession):
     """A second claim of the same term is refused, with the same words in the same second too."""
     first = succession.claim(None, "1", "same")
     assert first.number == 1
-    assert Succession(client, NAME, succession._now).claim(None, "1", "same") is None
+    assert Succession(client, succession.name, succession._now).claim(None, "1", "same") is None
     assert succession.claim(None, "2", "other") is None
     assert champions(succession) == ["1"]
 
@@ -127,7 +135,7 @@ def test_a_claim_whose_answer_was_lost_is_won(client, succession, monkeypatch):
 
     monkeypatch.setattr(client, "log_param", lost)
     assert succession.claim(None, "1", "why").champion == "1"
-    assert aliases(client) == {"champion": "1"}
+    assert shown(succession) == {"champion": "1"}
 
 
 def test_a_claim_that_was_not_written_raises(client, succession, monkeypatch):
@@ -144,7 +152,7 @@ def test_a_claim_that_was_not_written_raises(client, succession, monkeypatch):
 
 def test_a_champion_from_before_the_log(client, succession):
     """Its alias becomes term 1, so that the next promotion has something to go back to."""
-    client.set_registered_model_alias(NAME, "champion", "2")
+    client.set_registered_model_alias(succession.name, "champion", "2")
     assert succession.settle().champion == "2"
     assert succession.succeed("3", lambda holder: (holder == "2", "better")).champion
     assert champions(succession) == ["2", "3"]
@@ -155,12 +163,12 @@ def test_aliases_follow_the_log(client, succession, caplog):
     """An alias that was set by hand is set back, with a warning; the log is the truth."""
     for version in ("1", "2"):
         succession.succeed(version, better)
-    client.set_registered_model_alias(NAME, "champion", "4")
-    client.delete_registered_model_alias(NAME, "previous")
+    client.set_registered_model_alias(succession.name, "champion", "4")
+    client.delete_registered_model_alias(succession.name, "previous")
     with caplog.at_level(logging.WARNING):
         succession.settle()
     assert "named version 4; by the log it is version 2" in caplog.text
-    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert shown(succession) == {"champion": "2", "previous": "1"}
 
 
 def test_rolling_back_twice_returns(client, succession):
@@ -171,13 +179,13 @@ def test_rolling_back_twice_returns(client, succession):
     term = succession.roll_back(checked.append, "drew nothing")
     assert checked == ["1"]
     assert (term.number, term.champion, term.previous, term.why) == (3, "1", "2", "drew nothing")
-    assert aliases(client) == {"champion": "1", "previous": "2"}
-    assert tag(client, "2") == "2026-03-04T05:06:07+00:00 drew nothing"
-    assert tag(client, "1") is None
+    assert shown(succession) == {"champion": "1", "previous": "2"}
+    assert tag(succession, "2") == "2026-03-04T05:06:07+00:00 drew nothing"
+    assert tag(succession, "1") is None
     assert succession.roll_back(checked.append, "it did draw").number == 4
-    assert aliases(client) == {"champion": "2", "previous": "1"}
-    assert tag(client, "1").endswith("it did draw")
-    assert tag(client, "2") is None
+    assert shown(succession) == {"champion": "2", "previous": "1"}
+    assert tag(succession, "1").endswith("it did draw")
+    assert tag(succession, "2") is None
 
 
 def test_a_run_done_again_does_not_undo_a_rollback(client, succession):
@@ -188,7 +196,7 @@ def test_a_run_done_again_does_not_undo_a_rollback(client, succession):
     outcome = succession.succeed("2", better)
     assert not outcome.champion
     assert "drew nothing" in outcome.reason
-    assert aliases(client)["champion"] == "1"
+    assert shown(succession)["champion"] == "1"
     assert succession.succeed("3", better).champion
     assert not succession.succeed("2", better).champion
     assert champions(succession) == ["1", "2", "1", "3"]
@@ -212,18 +220,18 @@ def test_nothing_to_roll_back_to(client, succession):
     with pytest.raises(RegistryError, match="version 1 alone"):
         succession.roll_back(pytest.fail, "why")
     succession.succeed("2", better)
-    client.delete_model_version(NAME, "1")
+    client.delete_model_version(succession.name, "1")
     with pytest.raises(RegistryError, match=r"version 2 to version 1, but that was deleted"):
         succession.roll_back(pytest.fail, "why")
-    assert aliases(client) == {"champion": "2"}
+    assert shown(succession) == {"champion": "2"}
 
 
 def test_the_log_outlives_the_version_it_began_with(client, succession):
     """The oldest version is deleted: another process still finds all terms."""
     for version in ("1", "2", "3"):
         succession.succeed(version, better)
-    client.delete_model_version(NAME, "1")
-    again = Succession(client, NAME)
+    client.delete_model_version(succession.name, "1")
+    again = Succession(client, succession.name)
     assert champions(again) == ["1", "2", "3"]
     assert again.roll_back(lambda _: None, "why").champion == "2"
 
@@ -232,14 +240,14 @@ def test_a_deleted_champion_does_not_block(client, succession):
     """Nobody is compared with it, and one can still go back to the one before."""
     for version in ("1", "2"):
         succession.succeed(version, better)
-    client.delete_model_version(NAME, "2")
+    client.delete_model_version(succession.name, "2")
     assert succession.settle().champion == "2"
     assert succession.succeed("3", lambda holder: (holder is None, "deleted")).champion
-    assert aliases(client) == {"champion": "3"}
+    assert shown(succession) == {"champion": "3"}
     succession.succeed("4", better)
-    client.delete_model_version(NAME, "4")
+    client.delete_model_version(succession.name, "4")
     assert succession.roll_back(lambda _: None, "why").champion == "3"
-    assert aliases(client) == {"champion": "3"}
+    assert shown(succession) == {"champion": "3"}
 
 
 def test_two_rollbacks_at_once_are_one(client, succession):
@@ -248,11 +256,11 @@ def test_two_rollbacks_at_once_are_one(client, succession):
         succession.succeed(version, better)
 
     def somebody_else(_):
-        Succession(client, NAME).roll_back(lambda _: None, "first")
+        Succession(client, succession.name).roll_back(lambda _: None, "first")
 
     with pytest.raises(RegistryError, match=r"version 1 .* in the meantime \(first\)"):
         succession.roll_back(somebody_else, "second")
-    assert aliases(client) == {"champion": "1", "previous": "2"}
+    assert shown(succession) == {"champion": "1", "previous": "2"}
     assert champions(succession) == ["1", "2", "1"]
 
 
@@ -277,10 +285,10 @@ def test_any_reason_is_kept(succession, why):
 def test_a_log_that_cannot_be_read(client, succession, tmp_path):
     """An entry of somebody else's is named, and nothing is changed."""
     succession.succeed("1", better)
-    client.log_param(client.get_model_version(NAME, "1").run_id, "champion-000002", "7")
+    client.log_param(client.get_model_version(succession.name, "1").run_id, "champion-000002", "7")
     with pytest.raises(RegistryError, match="champion-000002, but found '7'"):
         succession.succeed("2", better)
-    assert aliases(client) == {"champion": "1"}
+    assert shown(succession) == {"champion": "1"}
 
 
 CALLS = (
@@ -302,10 +310,10 @@ class Killed(BaseException):
 
 
 class Killing:
-    """A client whose process is killed before its k-th request, or after it."""
+    """A client whose process is killed after k requests."""
 
-    def __init__(self, client, requests, *, after):
-        self.client, self.left, self.after = client, requests, after
+    def __init__(self, client, requests):
+        self.client, self.left = client, requests
 
     def __getattr__(self, name):
         assert name in CALLS
@@ -313,12 +321,9 @@ class Killing:
 
         def killing(*args):
             self.left -= 1
-            if self.left < 0 and not self.after:
-                raise Killed
-            answer = request(*args)
             if self.left < 0:
                 raise Killed
-            return answer
+            return request(*args)
 
         return killing
 
@@ -332,80 +337,68 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("what", OPERATIONS)
-def test_killed_between_any_two_steps(template, tmp_path, what, after):
-    """Before and after each request: a whole champion, and the next operation completes it."""
+def test_killed_between_any_two_steps(place, what):
+    """After any number of requests: a whole champion, and the next operation completes it."""
     terms, operation = OPERATIONS[what]
-    requests = 0
-    while True:
-        database = tmp_path / f"{requests}.db"
-        database.write_bytes(template)
-        client = mlflow.MlflowClient(f"sqlite:///{database}")
-        before = Succession(client, NAME)
+    for requests in itertools.count():
+        one = fresh(place)
         for version in ("1", "2")[:terms]:
-            before.succeed(version, better)
+            one.succeed(version, better)
         if terms == 3:
-            before.roll_back(lambda _: None, "once")
+            one.roll_back(lambda _: None, "once")
         if what == "adopts":
-            client.set_registered_model_alias(NAME, "champion", "1")
-        client.set_registered_model_alias(NAME, "challenger", "3")
-        held = alias(client, "champion")
+            one.client.set_registered_model_alias(one.name, "champion", "1")
+        one.client.set_registered_model_alias(one.name, "challenger", "3")
+        held = shown(one).get("champion")
         try:
-            operation(Succession(Killing(client, requests, after=after), NAME))
+            operation(Succession(Killing(one.client, requests), one.name))
         except Killed:
-            requests += 1
+            completed(one, held)
         else:
             break
-        completed(client, held, what, terms)
     assert requests > 8
 
 
-def completed(client, held, what, terms):
+def completed(one, held):
     """Whole right after the kill, and after what comes next as if there had been none."""
-    found = alias(client, "champion")
-    log = champions(Succession(client, NAME))
+    found = shown(one).get("champion")
+    log = champions(Succession(one.client, one.name))
     assert found == held or found in log
     if found is not None:
-        assert client.get_model_version_by_alias(NAME, "champion").tags[SHA256]
-    newest = Succession(client, NAME).settle()
+        assert tag(one, found, SHA256)
+    newest = Succession(one.client, one.name).settle()
     if newest is None:
         assert (found, log) == (None, [])
-        return
-    expected = {"champion": newest.champion}
-    expected |= {"previous": newest.previous} if newest.previous else {}
-    expected |= {"challenger": "3"} if newest.champion != "3" else {}
-    assert aliases(client) == expected
-    if newest.rollback:
-        assert tag(client, newest.previous).endswith(newest.why)
-        assert tag(client, newest.champion) is None
-    assert Succession(client, NAME).succeed("4", better).champion
-    numbers = [term.number for term in Succession(client, NAME).terms()]
+    else:
+        expected = {"champion": newest.champion}
+        expected |= {"previous": newest.previous} if newest.previous else {}
+        expected |= {"challenger": "3"} if newest.champion != "3" else {}
+        assert shown(one) == expected
+        if newest.rollback:
+            assert tag(one, newest.previous).endswith(newest.why)
+            assert tag(one, newest.champion) is None
+    assert Succession(one.client, one.name).succeed("4", better).champion
+    numbers = [term.number for term in Succession(one.client, one.name).terms()]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert aliases(client)["champion"] == "4"
+    assert shown(one)["champion"] == "4"
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    """A store whose registry has two champions with files behind them."""
+def store(place, monkeypatch):
+    """A store whose registry has two champions with files behind them, and their succession."""
     for name in ("SDN_STORE", "SDN_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    uri = registered(tmp_path, versions=2)
-    found = Succession(mlflow.MlflowClient(uri), NAME)
+    found = fresh(place, versions=2)
     for version in ("1", "2"):
         found.succeed(version, better)
-    return tmp_path, found
+    return place, found
 
 
-def weights(folder, version):
+def weights(succession, version):
     """Where the registry keeps the weights of a version."""
-    content = bytes([version]) * 100
-    (found,) = (
-        path
-        for path in Path(folder, "mlflow-artifacts").rglob("student.safetensors")
-        if path.read_bytes().startswith(content)
-    )
-    return found
+    source = succession.version(version).source
+    return Path(urlsplit(source).path) / "artifacts" / "model" / "student.safetensors"
 
 
 def test_the_command_rolls_back(store):
@@ -415,22 +408,27 @@ def test_the_command_rolls_back(store):
     done = CliRunner().invoke(app, [*called, "--json"])
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout.splitlines()[-1])
-    assert (said["name"], said["before"], said["after"], said["term"]) == (NAME, "2", "1", 3)
+    assert (said["name"], said["before"], said["after"], said["term"]) == (
+        succession.name,
+        "2",
+        "1",
+        3,
+    )
     assert said["reason"] == "drew nothing"
-    assert said["sha256"] == tag(succession.client, "1", SHA256)
+    assert said["sha256"] == tag(succession, "1", SHA256)
     print(f"\nrollback: {said['seconds']} s")
     assert said["seconds"] < 30
-    assert aliases(succession.client) == {"champion": "1", "previous": "2"}
-    done = CliRunner().invoke(app, [*called[:1], NAME, *called[1:]])
+    assert shown(succession) == {"champion": "1", "previous": "2"}
+    done = CliRunner().invoke(app, [*called[:1], succession.name, *called[1:]])
     assert "version 2 is the champion again, in place of version 1" in done.stdout
-    assert aliases(succession.client) == {"champion": "2", "previous": "1"}
+    assert shown(succession) == {"champion": "2", "previous": "1"}
 
 
 @pytest.mark.parametrize("damage", ["bit", "lost", "all"])
 def test_damaged_files_are_refused(store, damage):
     """A changed bit, a lost file, no files: nothing changes, and the text says what is wrong."""
     folder, succession = store
-    path = weights(folder, 1)
+    path = weights(succession, "1")
     if damage == "bit":
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -438,30 +436,28 @@ def test_damaged_files_are_refused(store, damage):
         path.unlink()
         if damage == "all":
             (path.parent / "config.json").unlink()
-    done = CliRunner().invoke(app, ["rollback", "--store", str(folder)])
+    done = CliRunner().invoke(app, ["rollback", succession.name, "--store", str(folder)])
     assert done.exit_code == 1
     assert "nothing was changed" in done.stderr
     if damage != "all":
         with pytest.raises(DamagedModelError) as refused:
-            check_files(succession.client, NAME, "1")
-        assert tag(succession.client, "1", SHA256) in str(refused.value)
+            check_files(succession.client, succession.name, "1")
+        assert tag(succession, "1", SHA256) in str(refused.value)
         assert len(set(re_digests(str(refused.value)))) == 2
-    assert aliases(succession.client) == {"champion": "2", "previous": "1"}
+    assert shown(succession) == {"champion": "2", "previous": "1"}
     assert champions(succession) == ["1", "2"]
 
 
 def re_digests(text):
-    import re
-
     return re.findall(r"\b[0-9a-f]{64}\b", text)
 
 
 def test_a_version_without_a_digest(store, caplog):
     """Registered before digests were kept: gone back to if its files are there, with a warning."""
     folder, succession = store
-    succession.client.delete_model_version_tag(NAME, "1", SHA256)
+    succession.client.delete_model_version_tag(succession.name, "1", SHA256)
     with caplog.at_level(logging.WARNING):
-        found = roll_back(Settings(store=str(folder)))
+        found = roll_back(Settings(store=str(folder)), succession.name)
     assert (found["after"], found["sha256"]) == ("1", None)
     assert SHA256 in caplog.text
 
@@ -477,10 +473,15 @@ def test_stores_without_a_champion(tmp_path, store):
         roll_back(Settings(store=str(folder)), "no-such")
 
 
-def test_a_broken_database_is_one_clear_line(store):
+def test_a_broken_registry_is_one_clear_line(store, monkeypatch):
     """What MLflow throws becomes an error with a remedy."""
-    folder, _ = store
-    with sqlite3.connect(folder / "mlflow.db") as database:
-        database.execute("DROP TABLE params")
-    with pytest.raises(RegistryError, match="sdn doctor"):
-        roll_back(Settings(store=str(folder)), NAME)
+    folder, succession = store
+
+    def broken(*args):
+        raise MlflowException("no such table")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_run", broken)
+    done = CliRunner().invoke(app, ["rollback", succession.name, "--store", str(folder)])
+    assert done.exit_code == 1
+    assert "no such table" in done.stderr
+    assert "sdn doctor" in done.stderr
