@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from sdn.sampling import Synthesizer
     from sdn.scores.sets import SetScores
 
-SHEET, CHAMPION_SHEET, EXTREMES = "contact-sheet.png", "champion-sheet.png", "best-and-worst.png"
+SHEET, CHAMPION_SHEET, EXTREMES = "contact-sheet.png", "champion-sheet.png", "extremes"
 SCORES, CAPTIONS, SAMPLES = "scores.json", "captions.json", "samples"
 _SHOWN = 8
 """Best and worst captions shown."""
@@ -171,12 +171,13 @@ def _evaluate(
         "captions": len(draws),
         "example": _example(draws.captions, config.captions.max_chars),
     }
-    (folder / SCORES).write_text(json.dumps(result, indent=2))
     write_captions(folder / CAPTIONS, draws, drawn)
     _write_samples(folder / SAMPLES, opened[last], draws, config.evaluation.samples)
     credit = inputs["data"].result["attribution"]
     shown = {name: opened[name] for name in models}
-    _write_sheets(folder, evaluator, draws, shown, drawn[last], config.evaluation.sheet, credit)
+    result["extremes"] = _write_extremes(folder, evaluator, draws, shown, drawn[last])
+    _write_sheet(folder / SHEET, evaluator, draws, shown, config.evaluation.sheet, credit)
+    (folder / SCORES).write_text(json.dumps(result, indent=2))
     return result
 
 
@@ -263,21 +264,51 @@ def _true_pictures(evaluator: Evaluator, numbers: Sequence[int]) -> Tensor:
     return torch.stack([found[n] for n in numbers])
 
 
-def _write_sheets(
+def _write_sheet(
+    path: Path,
+    evaluator: Evaluator,
+    draws: Draws,
+    models: Mapping[str, Synthesizer],
+    rows: int,
+    credit: str | None,
+) -> None:
+    numbers = draws.spread(rows)
+    columns = {"real": _true_pictures(evaluator, numbers)}
+    columns |= {title: pictures(model, draws, numbers) for title, model in models.items()}
+    footer = f"Left column ('real'): {credit}" if credit else None
+    contact_sheet(columns, [draws.captions[n] for n in numbers], footer=footer).save(path)
+
+
+def _write_extremes(
     folder: Path,
     evaluator: Evaluator,
     draws: Draws,
     models: Mapping[str, Synthesizer],
     last: Drawn,
-    rows: int,
-    credit: str | None,
-) -> None:
-    footer = f"Left column ('real'): {credit}" if credit else None
-    for name, numbers in {SHEET: draws.spread(rows), EXTREMES: extremes(last)}.items():
-        columns = {"real": _true_pictures(evaluator, numbers)}
-        columns |= {title: pictures(model, draws, numbers) for title, model in models.items()}
-        captions = [draws.captions[n] for n in numbers]
-        contact_sheet(columns, captions, footer=footer).save(folder / name)
+) -> list[dict[str, Any]]:
+    """The captions retrieved best and worst: pictures as files, and what is said of each."""
+    numbers = extremes(last)
+    columns = {"real": _true_pictures(evaluator, numbers)}
+    columns |= {title: pictures(model, draws, numbers) for title, model in models.items()}
+    place = folder / EXTREMES
+    place.mkdir(exist_ok=True)
+    listed = []
+    for position, n in enumerate(numbers):
+        files = {}
+        for column, (title, images) in enumerate(columns.items()):
+            files[title] = f"{position:02d}-{column}.png"
+            (place / files[title]).write_bytes(encode_png(images[position]))
+        listed.append(
+            {
+                "caption": draws.captions[n],
+                "key": draws.keys[draws.truth[n]],
+                "ranks": {space: int(ranks[n]) for space, ranks in last.ranks.items()},
+                "found": None if last.found is None else bool(last.found[n]),
+                "best": position < len(numbers) / 2,
+                "files": files,
+            }
+        )
+    return listed
 
 
 def extremes(drawn: Drawn, count: int = _SHOWN) -> list[int]:

@@ -10,7 +10,6 @@ from pipelines.registry import CHAMPION, RegistryError, model_folder, register
 from pipelines.report import (
     CHAMPION_SHEET,
     COLUMNS,
-    EXTREMES,
     REPORT,
     SCORES,
     SHEET,
@@ -174,7 +173,7 @@ def _track(run: Run, tracked: Tracked, stages: dict[str, Done]) -> None:
         if tracker.tag(parent, "sdn.key.compare") == compared.key:  # logged last: all is there
             return
         for done, names in (
-            (scored, (SHEET, EXTREMES, SCORES)),
+            (scored, (SHEET, SCORES)),
             (compared, (REPORT, CHAMPION_SHEET)),
         ):
             folder = run.store.fetch(done.folder)

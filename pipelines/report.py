@@ -181,7 +181,7 @@ def write_report(
         champion=compared["champion"],
         champion_sheet=_picture(champion) if champion.is_file() else None,
         sheet=_picture(evaluated / SHEET),
-        extremes=_picture(evaluated / EXTREMES),
+        extremes=_extremes(scored.result["extremes"], evaluated / EXTREMES),
         classes=scored.result["classes"],
         curves={name: _curves_png(name, place) for name, place in parts.curves.items()},
         lineage={name: (done.key, done.folder) for name, done in parts.stages.items()},
@@ -198,7 +198,7 @@ def _figures(result: Mapping[str, Any], compared: Mapping[str, Any]) -> list[tup
     rows = {name: result["scores"][name] for name in result["figures"]}
     if compared["champion"] != UNTRAINED:
         rows[f"champion: {compared['champion']}"] = compared["champion_scores"]
-    rows |= {f"{REAL}: caption match; halves of the test split: KID": _real_figures(result)}
+    rows["real images (KID: halves of the test split)"] = _real_figures(result)
     rows[UNTRAINED] = result["scores"][UNTRAINED]
     return [
         (name, cell(found, "r_precision_score"), cell(found, "kid_error"))
@@ -221,6 +221,14 @@ def _intervals(rows: Mapping[str, Scores]) -> list[str]:
         if score in COLUMNS and one.get("interval")
     }
     return [f"{heading}: {how}" for heading, how in said.items()]
+
+
+def _extremes(listed: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """As the evaluation lists them, with each picture in base64."""
+    return [
+        {**one, "pictures": {k: _picture(folder / name) for k, name in one["files"].items()}}
+        for one in listed
+    ]
 
 
 def _picture(path: Path) -> str:

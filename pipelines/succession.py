@@ -431,10 +431,10 @@ def check_files(reached: MlflowClient, name: str, version: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             place = mlflow.artifacts.download_artifacts(
-                f"models:/{name}/{version}",
+                # Not `models:/...`: that asks the registry of the process, not of this client.
+                reached.get_model_version_download_uri(name, version),
                 dst_path=folder,
                 tracking_uri=reached.tracking_uri,
-                registry_uri=reached.tracking_uri,
             )
             found = folder_digest(model_folder_in(Path(place)))
         except (MlflowException, OSError, ValueError) as error:

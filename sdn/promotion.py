@@ -39,7 +39,7 @@ def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion:
         config: level and margin.
         champion: what the challenger is compared with, for the text.
     """
-    told = f"gain in KID {_told(kid)} on {kid.gain.count:,} captions, p = {kid.p_value:.4f}"
+    told = f"gain in KID {_told(kid)} on {kid.gain.count:,} captions, p = {kid.p_value:.2g}"
     if kid.p_value >= config.level:
         enough = f"; a gain of this size would need about {kid.needed:,}" if kid.needed else ""
         reason = f"{champion} stays: {told}, not below {config.level}{enough}"

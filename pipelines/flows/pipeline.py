@@ -97,9 +97,9 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
         for name, done in {"stage one": one, "stage two": two}.items()
     }
     scored = do(run, evaluating.evaluate(run, inputs, models), tracked)
-    of_model = {"stage_one": one, "search": searched, "stage_two": two, "evaluate": scored}
-    stages = {"prepare": data, "teacher": taught, "captions": encoder} | of_model
-    stages |= {role: inputs[role] for role in ("reference", "judge")}
+    stages = {"prepare": data, "teacher": taught, "captions": encoder}
+    stages |= {"stage_one": one, "search": searched, "stage_two": two}
+    stages |= {role: inputs[role] for role in ("reference", "judge")} | {"evaluate": scored}
     describe(run, tracked, data)  # where MLflow did not answer at the beginning
 
     def compare(champion: Champion) -> Done:

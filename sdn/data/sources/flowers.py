@@ -138,7 +138,7 @@ def _splits(files: Files) -> dict[str, str]:
 def _labels(files: Files) -> list[int]:
     """The class of each image, from 1."""
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ImportError as error:
         raise ImportError(
             f"reading {_LABELS} needs scipy: pip install 'sdn[pipeline]' or pip install scipy"
