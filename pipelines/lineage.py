@@ -228,6 +228,11 @@ def _follow_version(settings: Settings, version: Any, store: Store, found: Linea
         found.unreached.append(str(error))
     if digest is None:
         found.unreached.append(f"{uri} has no tag {SHA256}: an older version registered it")
+    if not stages or MANIFEST not in tags:
+        found.unreached.append(
+            f"how it was trained: {uri} has no tags {KEY}.* or {MANIFEST}; `sdn run` did not "
+            "register it"
+        )
     _follow_stages(stages, store, found)
     own = next((one for one in found.stages if one["name"] in _TRAINED), None)
     if own is not None and own["config"] is not None and digest is not None:

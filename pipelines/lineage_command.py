@@ -47,7 +47,8 @@ def _show(found: Lineage) -> None:
     if found.decision:
         table(("decision", ""), list(found.decision.items()))
     facts = {name: value for name, value in found.data.items() if name != "shards" and value}
-    table(("data", ""), [(name, _text(name, value)) for name, value in facts.items()])
+    if facts:
+        table(("data", ""), [(name, _text(name, value)) for name, value in facts.items()])
     if shards := found.data.get("shards", []):
         headings = ("shard", "samples", "bytes", "sha256")
         table(
@@ -56,19 +57,20 @@ def _show(found: Lineage) -> None:
         )
         if (more := found.data["shard_count"] - len(shards)) > 0:
             say(f"and {more:,} more shards")
-    table(
-        ("stage", "key", "folder", "seconds", "config"),
-        [
-            (
-                one["name"],
-                one["key"],
-                one["folder"],
-                "" if one["seconds"] is None else str(one["seconds"]),
-                "not reached" if one["config"] is None else json.dumps(one["config"]),
-            )
-            for one in found.stages
-        ],
-    )
+    if found.stages:
+        table(
+            ("stage", "key", "folder", "seconds", "config"),
+            [
+                (
+                    one["name"],
+                    one["key"],
+                    one["folder"],
+                    "" if one["seconds"] is None else str(one["seconds"]),
+                    "not reached" if one["config"] is None else json.dumps(one["config"]),
+                )
+                for one in found.stages
+            ],
+        )
     if found.runs:
         headings = ("name", "status", "id", "url")
         table(("run", *headings[1:]), [tuple(run[name] for name in headings) for run in found.runs])

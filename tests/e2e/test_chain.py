@@ -23,7 +23,10 @@ from sdn.ledger import attempts_of
 from sdn.recipes import recipe
 from sdn.taps import blocks_of, taps_of
 
-STAGES = ["prepare", "teacher", "captions", "stage_one", "search", "stage_two", "evaluate"]
+STAGES = [
+    "prepare", "teacher", "captions", "stage_one", "search", "stage_two", "reference", "judge",
+    "evaluate", "compare",
+]  # fmt: skip
 CAPTION = "Santa Claus: dark skin tone"
 
 
@@ -124,6 +127,9 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/sdn-tiny@champion")
 png = model.predict(["Santa Claus: dark skin tone"], params={"seed": 1})[0]
 open(sys.argv[2], "wb").write(png)
+samples = json.load(open(sys.argv[3] + "/samples.json"))["samples"]
+same = [model.predict([s["caption"]], params={"seed": s["seed"]})[0]
+        == open(f"{sys.argv[3]}/{s['file']}", "rb").read() for s in samples]
 history = {r.data.tags["sdn.name"]: len(client.get_metric_history(r.info.run_id, "loss/total"))
            for r in runs if r.data.tags["sdn.name"].startswith("stage")}
 print(json.dumps({
@@ -133,11 +139,12 @@ print(json.dumps({
     "artifacts": [f.path for r in runs if r.data.tags["sdn.name"] == "tiny"
                   for f in client.list_artifacts(r.info.run_id)],
     "version": version.version, "tags": version.tags, "card": version.description,
-    "history": history, "signature": model.metadata.signature.to_dict()}))
+    "same": same, "history": history, "signature": model.metadata.signature.to_dict()}))
 """
     png = here.store.parent / "served.png"
+    samples = folder_of(chain, "evaluate") / "samples"
     done = subprocess.run(
-        [sys.executable, "-c", script, answer["tracking_uri"], str(png)],
+        [sys.executable, "-c", script, answer["tracking_uri"], str(png), str(samples)],
         env=here.env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -154,6 +161,11 @@ print(json.dumps({
     assert str(found["version"]) == answer["model"]["version"] == "1"
     for name in STAGES:
         assert found["tags"][f"sdn.key.{name}"] == answer["stages"][name]["key"]
+    assert found["same"] == [True] * recipe("tiny").evaluation.samples
+    decision = json.loads(found["tags"]["sdn.decision"])
+    assert decision["promoted"]
+    assert decision["kid"]["p_value"] < 0.025
+    assert float(found["tags"]["sdn.score.kid_error"]) > 0
     assert "CC BY-SA 4.0" in found["card"]
     assert "binary" in found["signature"]["outputs"]
     assert "seed" in found["signature"]["params"]
@@ -189,7 +201,8 @@ print(json.dumps(asyncio.run(read())))
     assert found[0][1] == "resolved-config"
     assert '"global_batch": 16' in found[0][2]
     keys = {key for _, key, _ in found}
-    assert {"progress-stage-one", "progress-stage-two", "result"} <= keys
+    wanted = {"progress-stage-one", "progress-stage-two", "result", "decision", "report"}
+    assert wanted <= keys
     result = next(data for _, key, data in found if key == "result")
     assert "data:image/png;base64," in result
     assert "| stage two |" in result
@@ -205,8 +218,9 @@ def test_the_registered_model_is_scored_again(chain):
     assert found["captions"] == first["captions"]
     again, before = found["scores"][found["model"]], first["scores"]["stage two"]
     assert again.keys() == before.keys()
-    assert again == pytest.approx(before, rel=1e-4)
-    assert found["scores"]["real"] == pytest.approx(first["scores"]["real"], rel=1e-4)
+    for name, score in before.items():
+        assert again[name].get("value") == pytest.approx(score.get("value"), rel=1e-3), name
+    assert Path(found["report"]).is_file()
 
 
 def test_a_killed_run_goes_on_where_it_was(chain):
@@ -225,7 +239,7 @@ def test_a_killed_run_goes_on_where_it_was(chain):
     answer = here.run(*changes)
     # The killed run had already ended its search, which had nothing to compare.
     fresh = {name for name, stage in answer["stages"].items() if stage["fresh"]}
-    assert fresh == {"stage_two", "evaluate"}
+    assert fresh == {"stage_two", "evaluate", "compare"}
     result = answer["stages"]["stage_two"]["result"]
     attempts = attempts_of(place)
     assert len(attempts) == 2

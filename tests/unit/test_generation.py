@@ -10,7 +10,6 @@ from pipelines.generation import FoundModel, find_model, write_images
 from pipelines.registry import RegistryError
 from sdn.sampling import STUDENT
 
-
 MODEL = FoundModel(folder=Path(), name="m", version="1", uri="models:/m/1", sha256="abc")
 
 

@@ -141,6 +141,19 @@ def test_a_name_without_champion_is_its_newest_version(place):
     assert place.trace(NAME).model["uri"] == place.uri
 
 
+def test_a_version_that_says_little(place):
+    """Where a version has no tags of stages and data, that is said, not that all agrees."""
+    for tag in ("sdn.manifest", *(f"sdn.key.{stage}" for stage in STAGES)):
+        place.tracker.client.delete_model_version_tag(NAME, "1", tag)
+    found = place.trace(NAME)
+    assert (found.problems, found.stages) == ([], [])
+    (unreached,) = found.unreached
+    assert "has no tags sdn.key.* or sdn.manifest" in unreached
+    done = CliRunner().invoke(app, ["lineage", NAME, "--store", str(place.store.root)])
+    assert done.exit_code == 0
+    assert "folders and digests agree" not in done.output
+
+
 def test_from_the_folder_of_a_registered_model(place, tmp_path):
     """A copy of a model folder anywhere is known by its digest."""
     shutil.copytree(place.folder("stage_two"), tmp_path / "copy")
