@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from pipelines.terminal import JsonOption, StoreOption, answer, expected_errors,
 
 if TYPE_CHECKING:
     from pipelines.lineage import Lineage
+
+_SHARD = ("name", "samples", "bytes", "sha256")
+_RUN = ("name", "status", "id", "url")
 
 
 def lineage(
@@ -42,44 +45,34 @@ def lineage(
 def _show(found: Lineage) -> None:
     if found.image is not None:
         say(f"Drawn: {found.image['caption']!r}, seed {found.image['seed']}")
-    rows = [(name, _text(name, value)) for name, value in found.model.items() if value]
-    table(("model", ""), rows)
-    if found.decision:
-        table(("decision", ""), list(found.decision.items()))
-    facts = {name: value for name, value in found.data.items() if name != "shards" and value}
-    if facts:
-        table(("data", ""), [(name, _text(name, value)) for name, value in facts.items()])
-    if shards := found.data.get("shards", []):
-        headings = ("shard", "samples", "bytes", "sha256")
-        table(
-            headings,
-            [tuple(str(shard[name]) for name in ("name", *headings[1:])) for shard in shards],
-        )
-        if (more := found.data["shard_count"] - len(shards)) > 0:
-            say(f"and {more:,} more shards")
-    if found.stages:
-        table(
-            ("stage", "key", "folder", "seconds", "config"),
-            [
-                (
-                    one["name"],
-                    one["key"],
-                    one["folder"],
-                    "" if one["seconds"] is None else str(one["seconds"]),
-                    "not reached" if one["config"] is None else json.dumps(one["config"]),
-                )
-                for one in found.stages
-            ],
-        )
-    if found.runs:
-        headings = ("name", "status", "id", "url")
-        table(("run", *headings[1:]), [tuple(run[name] for name in headings) for run in found.runs])
+    shards = found.data.get("shards", [])
+    facts = {name: value for name, value in found.data.items() if name != "shards"}
+    for what, values in (("model", found.model), ("decision", found.decision), ("data", facts)):
+        _table((what, ""), [(name, _text(name, value)) for name, value in values.items() if value])
+    _table(_SHARD, [tuple(str(shard[name]) for name in _SHARD) for shard in shards])
+    if (more := found.data.get("shard_count", 0) - len(shards)) > 0:
+        say(f"and {more:,} more shards")
+    _table(("stage", "key", "folder", "seconds", "config"), [_stage(one) for one in found.stages])
+    _table(_RUN, [tuple(run[name] for name in _RUN) for run in found.runs])
     for text in found.unreached:
         say(f"not reached: {text}", error=True)
     for text in found.problems:
         say(f"does not agree: {text}", error=True)
     if not found.problems:
         say("what was reached agrees" if found.unreached else "folders and digests agree")
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table, where there is something to show."""
+    if rows:
+        table(headings, rows)
+
+
+def _stage(one: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table of stages."""
+    seconds = "" if one["seconds"] is None else str(one["seconds"])
+    config = "not reached" if one["config"] is None else json.dumps(one["config"])
+    return one["name"], one["key"], one["folder"], seconds, config
 
 
 def _text(name: str, value: object) -> str:
