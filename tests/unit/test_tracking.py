@@ -1,4 +1,4 @@
-"""MLflow behind its door: what it may not cost, and which version becomes the champion."""
+"""MLflow behind its door: what it may not cost."""
 
 import io
 import logging
@@ -9,62 +9,17 @@ import pytest
 from PIL import Image
 
 from pipelines.generation import find_model
-from pipelines.registry import CHAMPION, RegistryError
+from pipelines.registry import RegistryError
 from pipelines.settings import Settings
-from pipelines.tracking import Tracker, never_raising, promote_if_better
+from pipelines.tracking import Tracker, never_raising
 from sdn.data.files import LocalFolder
 from sdn.journal import Journal
-
-NAME = "sdn-some"
 
 
 @pytest.fixture
 def tracker(tmp_path):
-    """A tracker on SQLite with a registered model of three versions."""
-    found = Tracker(Settings(store=str(tmp_path)), "some")
-    found.client.create_registered_model(NAME)
-    run = found.run("some", "key")
-    for _ in range(3):
-        found.client.create_model_version(NAME, source=f"runs:/{run}/model", run_id=run)
-    return found
-
-
-def champion(tracker):
-    return str(tracker.client.get_model_version_by_alias(NAME, CHAMPION).version)
-
-
-def test_the_first_version_becomes_champion(tracker):
-    """Where there is no champion the first comes in with any score."""
-    assert promote_if_better(tracker, NAME, "1", 0.0, "a")["champion"]
-    assert champion(tracker) == "1"
-
-
-@pytest.mark.parametrize(("score", "expected"), [(0.5, "2"), (0.4, "2"), (0.39, "1")])
-def test_a_version_that_is_not_worse_takes_over(tracker, score, expected):
-    """Equal or better becomes champion, worse does not, and the reason names the scores."""
-    promote_if_better(tracker, NAME, "1", 0.4, "a")
-    decision = promote_if_better(tracker, NAME, "2", score, "a")
-    assert decision["champion"] == (expected == "2")
-    assert champion(tracker) == expected
-    if expected == "1":
-        assert "0.4000" in decision["reason"]
-        assert "0.3900" in decision["reason"]
-
-
-def test_scores_on_other_images_are_not_compared(tracker):
-    """However high, a score on other images changes nothing; the text says how to draw with it."""
-    promote_if_better(tracker, NAME, "1", 0.1, "a")
-    decision = promote_if_better(tracker, NAME, "2", 0.9, "b")
-    assert not decision["champion"]
-    assert f"models:/{NAME}/2" in decision["reason"]
-    assert champion(tracker) == "1"
-
-
-def test_asking_again_changes_nothing(tracker):
-    """A second run of the same registration leaves the champion as it is."""
-    promote_if_better(tracker, NAME, "1", 0.4, "a")
-    assert promote_if_better(tracker, NAME, "1", 0.4, "a")["champion"]
-    assert champion(tracker) == "1"
+    """A tracker on SQLite."""
+    return Tracker(Settings(store=str(tmp_path)), "some")
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), ValueError("first\nsecond")])
