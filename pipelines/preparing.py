@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from pipelines.store import folder_lock, open_files
 from sdn.config import DataConfig, from_dict, to_dict, with_overrides
 from sdn.data import claims
 from sdn.data.dataset import DataSet, open_dataset
+from sdn.data.dead_letters import KeptLetter, read_list
 from sdn.data.manifest import MANIFEST, read_manifest
 from sdn.data.retrying import retry_dead_letters
-from sdn.data.shards import Writing, append_dataset, write_dataset
+from sdn.data.shards import SHOWN_LETTERS, Writing, append_dataset, write_dataset
 from sdn.data.sources import PREPARED, REMOTE, attribution, partitions
 from sdn.data.sources.fingerprint import fingerprint
 
@@ -257,3 +259,15 @@ def _refuse_other_size(manifest: Manifest, config: DataConfig) -> None:
             f"the data set at {config.path} has images of {manifest.resolution} pixels, but "
             f"data.resolution is {config.resolution}: set it to {manifest.resolution}"
         )
+
+
+def first_letters(run: Run, data: Done) -> list[dict[str, str]]:
+    """The first dead letters of a data set: key, where, reason."""
+    dataset = data_set(run, data)
+    letters = read_list(dataset.files, dataset.manifest.dead_letter_file)
+    return letter_rows(islice(letters, SHOWN_LETTERS))
+
+
+def letter_rows(letters: Iterable[KeptLetter]) -> list[dict[str, str]]:
+    """Dead letters as rows of a table."""
+    return [{"key": x.key, "where": x.where, "reason": x.reason} for x in letters]

@@ -11,6 +11,7 @@ from pipelines.digests import folder_digest
 from pipelines.evaluating import Champion, Model, no_champion
 from pipelines.generation import find_model
 from pipelines.points import read_points
+from pipelines.preparing import first_letters
 from pipelines.registry import CHAMPION, RegistryError, model_folder
 from pipelines.report import REPORT, SHEET, ReportParts, all_rows, how_measured, withheld
 from pipelines.run import RunSpec, perform
@@ -64,7 +65,7 @@ def score_model(
     stages = {"prepare": data, "teacher": taught, "captions": encoder, "evaluate": scored}
     stages |= {role: inputs[role] for role in ("reference", "judge")}
     curves = {found.title: found.folder} if list(read_points(found.folder)) else {}
-    parts = ReportParts(curves=curves, stages=stages, letters=[])
+    parts = ReportParts(curves=curves, stages=stages, letters=first_letters(run, data))
     champion = _champion(run, found)
     job = evaluating.compare(run, inputs, scored, found.folder, champion, parts)
     compared = perform(run, job)

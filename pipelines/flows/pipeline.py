@@ -21,15 +21,14 @@ from pipelines.cluster import stop_ray
 from pipelines.evaluating import Champion, Model
 from pipelines.flows.stages import Progress, Tracked, do, terminal
 from pipelines.orphans import ended_with_this_process
-from pipelines.preparing import data_set, data_uri
+from pipelines.preparing import data_uri, first_letters, letter_rows
 from pipelines.release import example_caption, release
 from pipelines.report import ReportParts
 from pipelines.run import Done, Run, RunSpec, parse_overrides
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker, never_raising, tracking_uri
 from sdn.config import LossWeights, from_dict, to_dict
-from sdn.data.dead_letters import KeptLetter, TooManyDeadLetters, read_list
-from sdn.data.shards import SHOWN_LETTERS
+from sdn.data.dead_letters import TooManyDeadLetters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +108,7 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
                 "stage two": models["stage two"].folder,
             },
             stages=stages,
-            letters=_letter_rows(data_tables(run, data)[1]),
+            letters=first_letters(run, data),
         )
         job = evaluating.compare(run, inputs, scored, models["stage two"].folder, champion, parts)
         return do(run, job, tracked)
@@ -133,10 +132,10 @@ def prepare(run: Run, tracker: Tracker) -> Done:
     try:
         return do(run, job)
     except TooManyDeadLetters as error:
-        show_dead_letters(error.letters, len(error.letters))
+        show_dead_letters(letter_rows(error.letters), len(error.letters))
         with never_raising("the dead letters"):
             failed = tracker.run("prepare", job.stage.key)
-            tracker.table(failed, _letter_rows(error.letters), "dead-letters.json")
+            tracker.table(failed, letter_rows(error.letters), "dead-letters.json")
             tracker.text(failed, str(error), "error.txt")
             tracker.finish(failed, "FAILED")
         raise
@@ -164,16 +163,12 @@ def describe(run: Run, tracked: Tracked, data: Done) -> None:
         tracker.text(tracked.parent, json.dumps(config, indent=2), "config.json")
         tracker.table(tracked.parent, rows, "data.json")
         if letters:
-            tracker.table(tracked.parent, _letter_rows(letters), "dead-letters.json")
+            tracker.table(tracked.parent, letters, "dead-letters.json")
         tracked.described = True
 
 
-def data_tables(run: Run, data: Done) -> tuple[list[dict[str, Any]], list[KeptLetter]]:
+def data_tables(run: Run, data: Done) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Counts of the data set, a row each, and its first dead letters."""
-    from itertools import islice
-
-    dataset = data_set(run, data)
-    letters = read_list(dataset.files, dataset.manifest.dead_letter_file)
     result = data.result
     rows = [
         *({"what": f"{split} samples", "count": n} for split, n in result["samples"].items()),
@@ -181,23 +176,19 @@ def data_tables(run: Run, data: Done) -> tuple[list[dict[str, Any]], list[KeptLe
         *({"what": f"found twice: {w}", "count": n} for w, n in result["duplicates"].items()),
         {"what": "dead letters", "count": result["dead_letters"]},
     ]
-    return rows, list(islice(letters, SHOWN_LETTERS))
+    return rows, first_letters(run, data)
 
 
-def show_dead_letters(letters: list[KeptLetter], total: int) -> None:
+def show_dead_letters(letters: list[dict[str, str]], total: int) -> None:
     """The first dead letters as a table in Prefect."""
     if not letters:
         return
     with never_raising("Prefect's table of the dead letters"):
         create_table_artifact(
-            _letter_rows(letters),
+            letters,
             key="dead-letters",
             description=f"{total} records could not be used; `sdn data letters` lists all",
         )
-
-
-def _letter_rows(letters: list[KeptLetter]) -> list[dict[str, Any]]:
-    return [{"key": x.key, "where": x.where, "reason": x.reason} for x in letters]
 
 
 def show_config(run: Run) -> None:
