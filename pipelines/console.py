@@ -135,7 +135,8 @@ class Display:
             say(f"runs and models: {found['tracking_uri']}")
         else:
             say(f"runs, models ({found['tracking_uri']}) and flows: sdn ui{found['store_option']}")
-        say(f'generate: sdn generate "{found["example"]}"{found["store_option"]}')
+        named = "" if model["champion"] else f" --model {model['uri']}"
+        say(f'generate: sdn generate "{found["example"]}"{named}{found["store_option"]}')
 
 
 def _plain(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from sdn.evaluation import (
     pictures,
     synthesizer_of,
 )
-from sdn.features.networks import open_network
+from sdn.features.networks import lite0_digest, open_network
 from sdn.features.rows import Rows
 from sdn.promotion import Decision, decide
 from sdn.reference import open_reference, write_judge, write_reference
@@ -38,7 +39,7 @@ from sdn.scores.paired import paired_kid, paired_shares
 from sdn.sheets import contact_sheet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -112,7 +113,8 @@ def evaluate(run: Run, inputs: dict[str, Done], models: Mapping[str, Model]) -> 
     """
     stage = Stage(
         name="evaluate",
-        config=to_dict(run.config.evaluation),
+        config=to_dict(run.config.evaluation)
+        | {"untrained": [to_dict(run.config.student), run.config.stage_one.seed]},
         inputs={role: done.key for role, done in inputs.items() if role != "data"}
         | {"data": inputs["data"].result["manifest"]}
         | {name: model.digest for name, model in models.items()},
@@ -145,9 +147,8 @@ def _evaluate(
     for number, name in enumerate(names):
         drawn[name] = evaluator.score(name, blocks(name), _counting(run, names, number, draws))
     scores: dict[str, SetScores] = {name: found.scores for name, found in drawn.items()}
-    # Real images are at no distance from themselves; what is left says how good real ones are.
     kept = ("r_precision_score", "inception_score", "diversity_score")
-    scores[REAL] = {name: scores[REAL][name] for name in kept}
+    scores[REAL] = {name: scores[REAL][name] for name in kept}  # no retrieval of themselves
     scores |= baseline_scores(evaluator, draws)
     evaluator.close()
     last = list(models)[-1]
@@ -160,6 +161,7 @@ def _evaluate(
         "settings": {
             "protocol": config.evaluation.protocol,
             "images": len(draws),
+            "different_images": len(draws.independent()),
             "image_px": about["image_px"],
             "features": about["features"],
             "reference": {"sha256": about["digest"], "images": about["images"]["test"]},
@@ -169,7 +171,7 @@ def _evaluate(
         "model": last,
         "headline": scores[last]["pixels/top1_score"]["value"],
         "captions": len(draws),
-        "example": _example(draws.captions, config.captions.max_chars),
+        "example": readable(draws, config.captions.max_chars, 1)[0],
     }
     write_captions(folder / CAPTIONS, draws, drawn)
     _write_samples(folder / SAMPLES, opened[last], draws, config.evaluation.samples)
@@ -198,7 +200,7 @@ def _network_config(config: EvaluationConfig) -> dict[str, Any]:
     """What says which feature network it is."""
     found: dict[str, Any] = {"features": config.features}
     if config.features == "lite0":
-        found["size"] = config.features_size
+        found |= {"size": config.features_size, "weights": lite0_digest()}
     if config.features == "inception":
         found["weights"] = config.inception_sha256
     return found
@@ -235,22 +237,36 @@ def found_of(folder: Path, name: str) -> Tensor | None:
     return None if found is None else torch.tensor(found, dtype=torch.float32)
 
 
+def independent_of(folder: Path) -> list[int]:
+    """Numbers of the draws of an evaluation that are the first of their true image."""
+    keys = json.loads((folder / CAPTIONS).read_text())["keys"]
+    first = {key: number for number, key in reversed(list(enumerate(keys)))}
+    return sorted(first.values())
+
+
 def _write_samples(folder: Path, model: Synthesizer, draws: Draws, count: int) -> None:
     """Images as files, of captions that generation takes: what is registered must draw the same."""
     folder.mkdir(exist_ok=True)
-    taken = [
-        n for n in range(len(draws)) if 0 < len(normalise(draws.captions[n])) <= model.max_chars
-    ]
-    spread = [
-        taken[i * len(taken) // min(count, len(taken))] for i in range(min(count, len(taken)))
-    ]
     listed = []
-    for number, n in enumerate(spread):
-        caption = draws.captions[n]
+    for number, caption in enumerate(readable(draws, model.max_chars, count)):
         name = f"{number:02d}.png"
         (folder / name).write_bytes(encode_png(model([caption], seed=draws.seed)[0]))
         listed.append({"caption": caption, "seed": draws.seed, "file": name})
     (folder / "samples.json").write_text(json.dumps({"samples": listed}, indent=2))
+
+
+def readable(draws: Draws, most: int, count: int) -> list[str]:
+    """Captions that generation takes, spread over the draws: cut where all are too long.
+
+    Raises:
+        ValueError: none of the captions has a letter or digit.
+    """
+    told = [caption for caption in draws.captions if normalise(caption)]
+    short = [caption for caption in told if len(normalise(caption)) <= most]
+    found = short or [normalise(caption)[:most].strip() for caption in told]
+    if not found:
+        raise ValueError("no test caption has a letter or digit: nothing can be drawn of them")
+    return [found[i * len(found) // min(count, len(found))] for i in range(min(count, len(found)))]
 
 
 def _true_pictures(evaluator: Evaluator, numbers: Sequence[int]) -> Tensor:
@@ -319,12 +335,6 @@ def extremes(drawn: Drawn, count: int = _SHOWN) -> list[int]:
     return [*order[:count], *order[len(order) - count :]]
 
 
-def _example(captions: Sequence[str], max_chars: int) -> str:
-    """A caption that generation takes: the first short enough, else the beginning of the first."""
-    short = (caption for caption in captions if len(normalise(caption)) <= max_chars)
-    return next(short, captions[0][: max_chars // 2])
-
-
 def compare(
     run: Run,
     inputs: dict[str, Done],
@@ -346,7 +356,7 @@ def compare(
     stage = Stage(
         name="compare",
         config={"promotion": to_dict(run.config.promotion)},
-        inputs={"evaluate": scored.key, "champion": champion.digest},
+        inputs={"evaluate": scored.key, "champion": f"{champion.title} {champion.digest}"},
     )
 
     def work(folder: Path) -> dict[str, Any]:
@@ -365,8 +375,10 @@ class Champion:
 
     title: str
     digest: str
-    folder: Path | None
-    """Of its model; None for untrained weights."""
+    folder: Callable[[], Path] | None
+    """Fetches its model; None for untrained weights. Not called where the comparison is done."""
+    note: str = ""
+    """What a reader of the decision has to know of it."""
 
 
 def no_champion() -> Champion:
@@ -400,7 +412,7 @@ def _compare(
         draws = plan_draws(dataset, config.evaluation)
         network = _network(run, inputs["teacher"])
         evaluator = open_evaluator(config.evaluation, dataset, draws, network, places, folder)
-        model = open_synthesizer(champion.folder)
+        model = open_synthesizer(champion.folder())
         drawn = evaluator.score(
             "champion", drawn_blocks(model, draws), _counting(run, [champion.title], 0, draws)
         )
@@ -412,7 +424,12 @@ def _compare(
         contact_sheet(columns, captions).save(folder / CHAMPION_SHEET)
         other, other_found, scores = drawn.features, drawn.found, drawn.scores
     decision = _decision(
-        run, real.rows("test"), (other, other_found), (mine, found_of(evaluated, name)), champion
+        run,
+        independent_of(evaluated),
+        real.rows("test"),
+        (other, other_found),
+        (mine, found_of(evaluated, name)),
+        champion,
     )
     return {
         "champion": champion.title,
@@ -424,6 +441,7 @@ def _compare(
 
 def _decision(
     run: Run,
+    independent: list[int],
     real: Rows,
     champion: tuple[Rows, Tensor | None],
     challenger: tuple[Rows, Tensor | None],
@@ -431,6 +449,9 @@ def _decision(
 ) -> Decision:
     match = None
     if champion[1] is not None and challenger[1] is not None:
-        match = paired_shares(champion[1], challenger[1])
-    kid = paired_kid(real, champion[0], challenger[0])
-    return decide(kid, match, run.config.promotion, other.title)
+        match = paired_shares(champion[1][independent], challenger[1][independent])
+    kid = paired_kid(real, champion[0].pick(independent), challenger[0].pick(independent))
+    decision = decide(kid, match, run.config.promotion, other.title)
+    if other.note:
+        decision = dataclasses.replace(decision, reason=f"{decision.reason}; {other.note}")
+    return decision

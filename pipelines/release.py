@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluating import SAMPLES, Champion, no_champion
-from pipelines.registry import CHAMPION, RegistryError, model_folder, register
+from pipelines.registry import (
+    CHALLENGER,
+    CHAMPION,
+    MANIFEST,
+    SHA256,
+    RegistryError,
+    model_folder,
+    register,
+)
 from pipelines.report import (
     CHAMPION_SHEET,
     COLUMNS,
@@ -20,7 +29,7 @@ from pipelines.report import (
 )
 from pipelines.stage import Stage
 from pipelines.succession import Succession
-from pipelines.tracking import never_raising, tracking_uri
+from pipelines.tracking import TRACKING_ERRORS, never_raising, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
     from sdn.config import RunConfig
 
 COMPARED, DECISION = "sdn.compared", "sdn.decision"
-"""Tags of a version: folder in the store of its comparison, and what was decided, with numbers."""
+"""Tags of a version: whom it was compared with, and what was decided, with numbers."""
 
 
 def release(
@@ -46,10 +55,11 @@ def release(
         compare: does the stage that compares the model with a champion.
 
     Returns:
-        `name`, `version`, `uri`, `champion`, `reason`, `run` (experiment, id).
+        `name`, `version`, `uri`, `champion`, `reason`, `decision`, `run` (experiment, id).
 
     Raises:
-        RegistryError: MLflow cannot be reached; everything before it is kept.
+        RegistryError: MLflow cannot be reached, or the model does not draw in a fresh process what
+            the evaluation saw; everything before it is kept.
     """
     two, scored = stages["stage_two"], stages["evaluate"]
     name = f"sdn-{run.config.name}"
@@ -77,7 +87,7 @@ def release(
         )
         found |= _decide(run, tracked, stages, found, compare)
         found["run"] = (tracker.experiment, parent)
-    except Exception as error:
+    except (RegistryError, *TRACKING_ERRORS) as error:
         raise RegistryError(
             f"the model is trained and scored (in {run.store.uri}), but could not be registered in "
             f"{tracking_uri(run.settings)}: {error}. Run the same command again when MLflow "
@@ -94,35 +104,77 @@ def _decide(
     version: dict[str, Any],
     compare: Callable[[Champion], Done],
 ) -> dict[str, Any]:
-    """`champion` and `reason` of a version; what was decided once is not decided again."""
+    """`champion`, `reason`, `decision` of a version; what was decided is not decided again."""
     client, name, number = tracked.tracker.client, version["name"], version["version"]
     succession = Succession(client, name)
     before = client.get_model_version(name, number)
     if COMPARED in before.tags and DECISION in before.tags:
-        stages["compare"] = compare(_opponent(run, name, json.loads(before.tags[COMPARED])))
+        kept = json.loads(before.tags[COMPARED])
+        stages["compare"] = compare(_champion(run, name, kept))
+        decision = json.loads(before.tags[DECISION])
         term = succession.settle()
-        return {
-            "champion": term is not None and term.champion == number,
-            "reason": json.loads(before.tags[DECISION])["reason"],
-        }
-    opponent: str | None = None
+        champion = term is not None and term.champion == number
+        reason = decision["reason"]
+        if decision["promoted"] and not champion and term is not None:
+            reason = f"was champion; now version {term.champion} is: {term.why}"
+        return {"champion": champion, "reason": reason, "decision": decision}
+    client.set_registered_model_alias(name, CHALLENGER, number)
+    opponent: dict[str, str] = {}
 
     def better_than(champion: str | None) -> tuple[bool, str]:
         nonlocal opponent
-        opponent = champion
-        stages["compare"] = compare(_opponent(run, name, champion))
+        opponent = _opponent(client, name, champion, stages)
+        try:
+            stages["compare"] = compare(_champion(run, name, opponent))
+        except FileNotFoundError as error:  # of an earlier format
+            opponent = {"note": f"version {champion} cannot be opened by this code: {error}"}
+            stages["compare"] = compare(_champion(run, name, opponent))
         decision = stages["compare"].result["decision"]
         return decision["promoted"], decision["reason"]
 
     outcome = succession.succeed(number, better_than)
-    if "compare" not in stages:  # it was decided, and then something died before it was told
-        opponent = _other(outcome, number)
-        stages["compare"] = compare(_opponent(run, name, opponent))
-    decision = _short(stages["compare"].result["decision"] | {"reason": outcome.reason})
+    reason = outcome.reason
+    if "compare" not in stages:  # decided before something died, or rolled back from
+        opponent = _opponent(client, name, _other(outcome, number), stages)
+        stages["compare"] = compare(_champion(run, name, opponent))
+        if outcome.champion and outcome.term is not None:
+            reason = outcome.term.why
+    decision = _short(stages["compare"].result["decision"])
+    decision |= {"promoted": outcome.champion, "reason": reason}
     client.set_model_version_tag(name, number, "sdn.key.compare", stages["compare"].key)
     client.set_model_version_tag(name, number, DECISION, json.dumps(decision))
     client.set_model_version_tag(name, number, COMPARED, json.dumps(opponent))
-    return {"champion": outcome.champion, "reason": outcome.reason}
+    return {"champion": outcome.champion, "reason": reason, "decision": decision}
+
+
+def _opponent(
+    client: Any, name: str, version: str | None, stages: dict[str, Done]
+) -> dict[str, str]:
+    """What is to be known of a version to compare with; empty for none."""
+    if version is None:
+        return {}
+    tags = client.get_model_version(name, version).tags
+    found = {"version": version, "sha256": tags.get(SHA256, ""), "note": ""}
+    manifest = stages["prepare"].result["manifest"]
+    if tags.get(MANIFEST, manifest) != manifest:
+        found["note"] = (
+            f"version {version} was trained on another version of the data, of whose training "
+            "images some may be test images here"
+        )
+    return found
+
+
+def _champion(run: Run, name: str, opponent: dict[str, str]) -> Champion:
+    """What to compare with; its files are fetched only if it has to be drawn with."""
+    if "version" not in opponent:
+        return dataclasses.replace(no_champion(), note=opponent.get("note", ""))
+    version = opponent["version"]
+    return Champion(
+        title=f"version {version}",
+        digest=opponent["sha256"],
+        folder=lambda: model_folder(run.settings, f"models:/{name}/{version}")[0],
+        note=opponent["note"],
+    )
 
 
 def _other(outcome: Outcome, version: str) -> str | None:
@@ -142,16 +194,6 @@ def _short(decision: dict[str, Any]) -> dict[str, Any]:
         return {**gain, "p_value": found["p_value"], "needed": found["needed"]}
 
     return decision | {"kid": plain(decision["kid"]), "match": plain(decision["match"])}
-
-
-def _opponent(run: Run, name: str, version: str | None) -> Champion:
-    """What to compare with: a version, or untrained weights."""
-    if version is None:
-        return no_champion()
-    folder, _, number = model_folder(run.settings, f"models:/{name}/{version}")
-    from pipelines.digests import folder_digest
-
-    return Champion(title=f"version {number}", digest=folder_digest(folder), folder=folder)
 
 
 def _score_tags(scored: Done) -> dict[str, str]:
@@ -227,7 +269,8 @@ def model_card(run: Run, stages: dict[str, Done]) -> str:
         f"always gives the same image; captions of at most {run.config.captions.max_chars} "
         "characters.",
         "",
-        f"Use: `mlflow.pyfunc.load_model('models:/sdn-{run.config.name}@{CHAMPION}')"
+        f"Use, with `MLFLOW_TRACKING_URI={tracking_uri(run.settings)}` in the environment: "
+        f"`mlflow.pyfunc.load_model('models:/sdn-{run.config.name}@{CHAMPION}')"
         ".predict(['a caption'], params={'seed': 1})` gives PNG bytes.",
     ]
     return "\n".join(lines)

@@ -86,7 +86,10 @@ def all_rows(scored: Mapping[str, Any], champion: Mapping[str, Any] | None) -> d
     rows = {name: scores[name] for name in models}
     if champion is not None and champion["champion"] != UNTRAINED:
         rows[f"champion: {champion['champion']}"] = champion["champion_scores"]
-    rows |= {f"{name} (floor)": found for name, found in scored["floors"].items()}
+    rows |= {
+        f"{name} (floor, {found['kid_error']['count']:,} images)": found
+        for name, found in scored["floors"].items()
+    }
     rows[REAL] = scores[REAL]
     rows[f"{UNTRAINED} (ceiling)"] = scores[UNTRAINED]
     rest = {name: found for name, found in scores.items() if name not in {*models, REAL, UNTRAINED}}
@@ -139,7 +142,7 @@ def how_measured(settings: Mapping[str, Any]) -> str:
     seen = f"{size} px ({features['resize']})" if isinstance(size, int) else size
     return (
         f"Protocol {settings['protocol']}: {settings['images']:,} images of "
-        f"{settings['image_px']} px; features: {features['network']} "
+        f"{settings['image_px']} px, for {settings['different_images']:,} true images; features: {features['network']} "
         f"(SHA-256 {features['sha256'][:12]}), {features['dim']} numbers, input {seen}; reference: "
         f"{real['images']:,} test images (SHA-256 {real['sha256'][:12]}). Intervals are of 95%."
     )

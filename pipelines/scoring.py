@@ -95,7 +95,7 @@ def _champion(run: Run, found: FoundModel) -> Champion:
     digest = folder_digest(folder)
     if digest == found.sha256:
         return no_champion()
-    return Champion(title=f"version {version}", digest=digest, folder=folder)
+    return Champion(title=f"version {version}", digest=digest, folder=lambda: folder)
 
 
 def _track(run: Run, found: FoundModel, report: Path, key: str) -> None:

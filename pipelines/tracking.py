@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines.points import spooled_points
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRACKING_ERRORS = (MlflowException, ConnectionError)
+"""What MLflow raises where a server or database does not do as asked."""
 KEY_TAG = "sdn.key"
 _SHEET_TAG = "sdn.sheet_step"
 _POINTS = 20

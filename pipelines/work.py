@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sdn.config import RunConfig, StageConfig
 
 logger = logging.getLogger(__name__)
+LEAST_TEST = 6
+"""Test images below which no swap of two models' images is rarer than 2.5%."""
 _AUDITED = 5_000_000
 """Images of a stage up to which its ledger is followed at its end."""
 
@@ -55,6 +57,11 @@ def check_splits(config: RunConfig, data: Done) -> None:
         raise ValueError(
             f"the data set has no test images to evaluate on ({found}): raise data.test_share, add "
             "images, or put some into a folder named test"
+        )
+    if samples["test"] < LEAST_TEST:
+        raise ValueError(
+            f"the data set has {samples['test']} test images ({found}); no difference between two "
+            f"models can be shown on fewer than {LEAST_TEST}: raise data.test_share or add images"
         )
     if config.search.trials > 1 and not samples.get("validation"):
         raise ValueError(

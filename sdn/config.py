@@ -342,7 +342,7 @@ class EvaluationConfig:
     protocol: Literal["each-image", "authors", "gan"] = "each-image"
     """Which captions are drawn. each-image: the first caption of each test image. authors: every
     caption of the test split once, Inception Score in 10 splits, as in the authors' release. gan:
-    30,000 draws among all test captions, as in the GAN papers. The figures of different protocols
+    30,000 of all test captions, as in the GAN papers, or all where there are fewer. The figures of different protocols
     say nothing about each other."""
     captions: int | None = None
     """At most this many images are drawn; None takes what the protocol says."""
@@ -369,8 +369,10 @@ class EvaluationConfig:
     """Images that are kept as files; a registered model must draw the same ones bit for bit."""
 
     def __post_init__(self) -> None:
-        for name in ("sheet", "samples", "splits", "real_images"):
+        for name in ("sheet", "samples", "real_images"):
             _require(getattr(self, name) > 0, f"evaluation.{name} must be > 0")
+        _require(self.splits > 1, f"evaluation.splits must be > 1 (deviation), not {self.splits}")
+        _require(self.seed >= 0, f"evaluation.seed must be >= 0, not {self.seed}")
         _require(self.captions is None or self.captions > 2, "evaluation.captions must be > 2")
         _require(
             self.features_size >= 32 and self.features_size % 32 == 0,

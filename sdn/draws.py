@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sdn.data.dataset import DataSet
 
 GAN_DRAWS = 30_000
-"""Images of the GAN papers' protocol."""
+"""Images of the GAN papers' protocol, where there are so many captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,11 @@ class Draws:
     def __len__(self) -> int:
         """Images to draw."""
         return len(self.captions)
+
+    def independent(self) -> list[int]:
+        """Numbers of the first draw of each true image."""
+        first = {row: number for number, row in reversed(list(enumerate(self.truth)))}
+        return sorted(first.values())
 
     def spread(self, count: int) -> list[int]:
         """Numbers of `count` draws (or all) spread evenly, so that no one class fills a sheet."""
@@ -79,5 +84,6 @@ def _pairs(counts: list[int], config: EvaluationConfig) -> list[tuple[int, int]]
             return every
         kept = generator.choice(len(every), config.captions, replace=False)
         return [every[i] for i in np.sort(kept)]
-    drawn = generator.integers(len(every), size=config.captions or GAN_DRAWS)
-    return [every[i] for i in np.sort(drawn)]
+    # Not with replacement: without noise a caption drawn twice is one image twice.
+    count = min(config.captions or GAN_DRAWS, len(every))
+    return [every[i] for i in np.sort(generator.choice(len(every), count, replace=False))]

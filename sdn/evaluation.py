@@ -18,11 +18,12 @@ from sdn.captions import open_encoder
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split, split_blocks
 from sdn.data.records import SPLITS
-from sdn.features.rows import Rows, RowWriter
+from sdn.features.rows import HeldRows, Rows, RowWriter
 from sdn.judge import open_judge
-from sdn.metrics import blurred, identity_groups, pixel_features, probe_accuracy, retrieval
-from sdn.reference import JUDGE, open_reference
+from sdn.metrics import blurred, first_alike, pixel_features, probe_accuracy
+from sdn.reference import JUDGE, about_network, open_reference
 from sdn.sampling import ENCODER, Synthesizer
+from sdn.scores.diversity import diversity
 from sdn.scores.inception import InceptionScore
 from sdn.scores.matching import found_captions, mismatched, r_precision
 from sdn.scores.retrieval import retrieval_scores, true_image_ranks
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 UNTRAINED, REAL = "untrained weights", "real images"
 _BATCH = 64
 _GALLERY = 100_000
-"""Images of the data set among which the true one is looked for, at most: test images first."""
+"""Images among which the true one is looked for: all test images, others up to this many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +86,15 @@ class Evaluator:
     ) -> None:
         self.dataset, self.draws, self.network = dataset, draws, network
         self.reference, self.judge, self.folder, self.splits = reference, judge, folder, splits
+        self.independent = draws.independent()
         self._gallery()
         # Captions of the test split first; of others only where those are too few.
         self.others = list(dict.fromkeys(draws.captions))
-        if len(self.others) <= 100:
+        images = self.truth.tolist()
+        self.chosen = mismatched(draws.captions, self.others, draws.seed, images)
+        if self.chosen is None:
             self.others += [c[0] for s in ("validation", "train") for c in self._captions(s)]
-        self.chosen = mismatched(draws.captions, self.others, draws.seed)
+            self.chosen = mismatched(draws.captions, self.others, draws.seed, images)
 
     def _captions(self, split: str) -> Iterator[tuple[str, ...]]:
         for block in split_blocks(self.dataset, split, most=1000):
@@ -104,7 +108,8 @@ class Evaluator:
         with RowWriter(self.folder / ".gallery-pixels") as pixels, features:
             for split in reversed(SPLITS):  # the test split first: its rows are the draws' truth
                 held = self.reference.about["images"].get(split, 0)
-                most = min(_GALLERY - total, held if split != "test" else _GALLERY)
+                whole = self.dataset.samples(split)
+                most = whole if split == "test" else max(0, min(_GALLERY - total, held))
                 rows = self.reference.rows(split) if held else None
                 start = 0
                 for block in split_blocks(self.dataset, split, size=_BATCH, most=most):
@@ -160,14 +165,18 @@ class Evaluator:
         found = self.captions_found(rows)
         scores: SetScores = {}
         if found is not None:
-            scores["r_precision_score"] = r_precision(found).as_dict()
+            scores["r_precision_score"] = r_precision(found, len(self.independent)).as_dict()
         else:
             why = "caption match needs 100 different captions, the data set has fewer"
             scores["r_precision_score"] = {"withheld": why, "count": count}
-        scores |= score_sets(self.reference.rows("test"), rows)
+        if name == REAL:  # at no distance from themselves
+            scores["diversity_score"] = diversity(rows.pick(self.independent)).as_dict()
+        else:
+            single = rows.pick(self.independent)
+            scores |= score_sets(self.reference.rows("test"), rows, single)
         scores["inception_score"] = inception.score().as_dict()
         for space, of_space in ranks.items():
-            for score, value in retrieval_scores(of_space).items():
+            for score, value in retrieval_scores(of_space, len(self.independent)).items():
                 scores[f"{space}/{score}"] = value.as_dict()
         return Drawn(scores=scores, features=rows, found=found, ranks=ranks)
 
@@ -186,8 +195,8 @@ class Evaluator:
             while position < len(truth) and truth[position] < stop:
                 chosen.append(truth[position] - start)
                 position += 1
-            if chosen:
-                yield block.pixels[chosen]
+            # An image of many draws comes as often; never more of them at a time than are drawn.
+            yield from torch.split(block.pixels[chosen], _BATCH) if chosen else ()
             start = stop
 
     def close(self) -> None:
@@ -223,10 +232,10 @@ def open_evaluator(
         ValueError: the reference is of another feature network.
     """
     reference = open_reference(places["reference"])
-    if reference.about["features"]["sha256"] != network.digest:
+    if reference.about["features"] != about_network(network):
         raise ValueError(
             f"the reference in {places['reference']} is of {reference.about['features']}, not of "
-            f"{network.name} {network.digest}"
+            f"{about_network(network)}: delete its folder to make it anew"
         )
     judge = open_judge(places["judge"] / JUDGE)
     return Evaluator(dataset, draws, network, reference, judge, folder, config.splits)
@@ -289,7 +298,7 @@ def _retrieval_of(evaluator: Evaluator, blocks: Iterator[Tensor]) -> SetScores:
     return {f"pixels/{k}": v.as_dict() for k, v in retrieval_scores(ranks).items()}
 
 
-def class_table(draws: Draws, drawn: Drawn, most: int = 40) -> dict[str, list[dict[str, Any]]]:
+def class_table(draws: Draws, drawn: Drawn, most: int = 200) -> dict[str, list[dict[str, Any]]]:
     """Label name -> a row a class with its count and mean scores, for labels of few classes."""
     tables = {}
     names = {name for row in draws.truth for name in draws.labels[row]}
@@ -326,13 +335,15 @@ def validation_score(config: RunConfig, inputs: StageInputs, weights: dict[str, 
     count = min(config.search.captions, len(held.keys))
     model = synthesizer_of(config, open_encoder(inputs.captions / ENCODER), weights)
     pixels = torch.cat([split.pixels for split in splits.values()])
-    found = retrieval(
-        pixel_features(model.of_data([found[0] for found in held.captions[:count]])),
-        pixel_features(pixels),
-        torch.arange(count) + len(splits["train"].keys),
-        identity_groups(pixels),
+    drawn = model.of_data([found[0] for found in held.captions[:count]])
+    same = first_alike(pixels)
+    ranks = true_image_ranks(
+        HeldRows(pixel_features(drawn)),
+        HeldRows(pixel_features(pixels)),
+        same[torch.arange(count) + len(splits["train"].keys)],
+        same == torch.arange(len(same)),
     )
-    return found.reciprocal_rank_score
+    return float((1 / ranks.double()).mean())
 
 
 def probe_embedding(data: DataSet | Files | Path, captions: Path) -> dict[str, float]:

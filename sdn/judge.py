@@ -97,7 +97,9 @@ def fit_judge(
         torch.manual_seed(config.seed)
         judge = Judge(features=features.shape[1], dim=config.dim)
         judge.mean.copy_(features.mean(0))
-        judge.scale.copy_(1 / features.std(0).clamp(min=1e-6))
+        deviation = features.std(0)
+        # What never varied says nothing, however far a drawn image is from it.
+        judge.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation, 0))
         groups: list[dict[str, Any]] = [
             {"params": judge.words.parameters(), "weight_decay": 0.0},
             {"params": [*judge.text.parameters(), *judge.image.parameters()]},
@@ -113,12 +115,11 @@ def fit_judge(
                 texts = [
                     captions[r][d % len(captions[r])] for r, d in zip(rows, drawn, strict=True)
                 ]
-                noisy = (
-                    features[rows]
-                    + config.noise * torch.randn(batch, features.shape[1]) / judge.scale
-                )
+                noise = config.noise * deviation * torch.randn(batch, features.shape[1])
                 loss = contrastive_loss(
-                    judge.of_captions(texts), judge.of_features(noisy), config.temperature
+                    judge.of_captions(texts),
+                    judge.of_features(features[rows] + noise),
+                    config.temperature,
                 )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

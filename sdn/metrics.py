@@ -1,8 +1,7 @@
-"""Scores of generated images. `*_score` is better when higher."""
+"""What scores are computed from: images as vectors, which of them are equal, blurs, probes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,25 +17,6 @@ if TYPE_CHECKING:
 
 SIDE = 32
 """Height and width at which images are compared in pixels."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retrieval:
-    """How often the nearest image of the whole data set is the true one."""
-
-    top1_score: float
-    """Share of queries whose nearest image is the true one, 0..1."""
-    top5_score: float
-    """Share of queries with the true one among the five nearest, 0..1."""
-    median_rank: float
-    """1 is best."""
-    reciprocal_rank_score: float
-    """Mean of 1 / rank, 0..1."""
-    top1_low: float
-    """Lower end of the 95% interval of top 1 (Wilson)."""
-    top1_high: float
-    """Upper end of it."""
-    queries: int
 
 
 def pixel_features(pixels: Tensor) -> Tensor:
@@ -72,60 +52,14 @@ def tap_features(teacher: Teacher, pixels: Tensor, batch: int = 64) -> Tensor:
     return torch.cat(rows).clone()
 
 
-def identity_groups(pixels: Tensor) -> Tensor:
-    """(N,) int64: the same number for images that are equal pixel by pixel.
+def first_alike(pixels: Tensor) -> Tensor:
+    """(N,) int64: the row of the first image that is equal pixel by pixel, its own where it is new.
 
     Args:
         pixels: (N, 3, H, W) uint8.
     """
-    numbers: dict[bytes, int] = {}
-    return torch.tensor([numbers.setdefault(row.numpy().tobytes(), len(numbers)) for row in pixels])
-
-
-def retrieval(
-    queries: Tensor, gallery: Tensor, truth: Tensor, groups: Tensor | None = None
-) -> Retrieval:
-    """Rank of each query's true image among all images by Euclidean distance.
-
-    Args:
-        queries: (Q, F), features of the images to score.
-        gallery: (N, F), features of all images of the data set.
-        truth: (Q,) int64, row of each query's true image in the gallery.
-        groups: (N,) from `identity_groups`: identical images count as one.
-
-    Raises:
-        ValueError: no queries.
-    """
-    if len(queries) == 0:
-        raise ValueError("retrieval needs at least one query; the split is empty")
-    groups = torch.arange(len(gallery)) if groups is None else groups
-    first = torch.full((int(groups.max()) + 1,), len(gallery))
-    first.scatter_reduce_(0, groups, torch.arange(len(gallery)), "amin")
-    distances = torch.cdist(queries.double(), gallery[first].double())  # (Q, groups)
-    own = distances.gather(1, groups[truth].unsqueeze(1))
-    ranks = 1 + (distances < own).sum(1)
-    top1 = (ranks == 1).double().mean().item()
-    low, high = wilson(top1, len(ranks))
-    return Retrieval(
-        top1_score=top1,
-        top5_score=(ranks <= 5).double().mean().item(),
-        median_rank=float(ranks.double().quantile(0.5)),
-        reciprocal_rank_score=(1 / ranks.double()).mean().item(),
-        top1_low=low,
-        top1_high=high,
-        queries=len(ranks),
-    )
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share observed `count` times.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    centre = share + z**2 / (2 * count)
-    spread = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    scale = 1 + z**2 / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    rows: dict[bytes, int] = {}
+    return torch.tensor([rows.setdefault(one.numpy().tobytes(), n) for n, one in enumerate(pixels)])
 
 
 def blurred(pixels: Tensor, side: int) -> Tensor:
@@ -138,37 +72,6 @@ def blurred(pixels: Tensor, side: int) -> Tensor:
     margin = side // 2
     padded = functional.pad(pixels.float(), (margin,) * 4, mode="replicate")
     return functional.avg_pool2d(padded, side, stride=1).round().to(torch.uint8)
-
-
-def kernel_distance(
-    real: Tensor, fake: Tensor, *, subsets: int, subset_size: int, seed: int = 0
-) -> tuple[float, float]:
-    """Kernel distance of two sets of features: mean and deviation over subsets.
-
-    Formula: MMD^2 with k(a, b) = (<a, b> / F + 1)^3; the mean over subsets drawn without
-        replacement.
-    Source: Binkowski et al. 2018, arXiv:1801.01401 (KID; the kernel is torchmetrics').
-
-    Args:
-        real, fake: (N, F) and (M, F).
-        subsets: > 1.
-        subset_size: at most N and M are used.
-        seed: of the subsets.
-
-    Returns:
-        (mean, deviation over the subsets); best 0, may be negative.
-    """
-    from torchmetrics.image.kid import poly_mmd
-
-    generator = torch.Generator().manual_seed(seed)
-    size = min(subset_size, len(real), len(fake))
-    found = []
-    for _ in range(subsets):
-        a = real[torch.randperm(len(real), generator=generator)[:size]]
-        b = fake[torch.randperm(len(fake), generator=generator)[:size]]
-        found.append(poly_mmd(a, b))
-    values = torch.stack(found)
-    return values.mean().item(), values.std().item()
 
 
 def probe_accuracy(

@@ -42,7 +42,9 @@ def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion:
     told = f"gain in KID {_told(kid)} on {kid.gain.count:,} captions, p = {kid.p_value:.2g}"
     if kid.p_value >= config.level:
         enough = f"; a gain of this size would need about {kid.needed:,}" if kid.needed else ""
-        reason = f"{champion} stays: {told}, not below {config.level}{enough}"
+        reason = (
+            f"not better than {champion} beyond chance: {told}, not below {config.level}{enough}"
+        )
         return Decision(promoted=False, reason=reason, kid=kid, match=match)
     if match is None:
         reason = f"better than {champion}: {told}; too few captions for caption match"
@@ -50,10 +52,12 @@ def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion:
     assert match.gain.value is not None
     lowest = match.gain.value + NormalDist().inv_cdf(config.level) * match.error
     shown = f"gain in caption match {_told(match, '+.1%')}"
-    if lowest < -config.margin:
+    highest = match.gain.value - NormalDist().inv_cdf(config.level) * match.error
+    # Where few captions are found at all the margin says nothing: worse beyond chance is enough.
+    if lowest < -config.margin or highest < 0:
         reason = (
-            f"{champion} stays: {told}, but {shown}: that it is not worse by more than "
-            f"{config.margin:.0%} is not shown"
+            f"not better than {champion}: {told}, but {shown}: that it is not worse by more than "
+            f"{config.margin:.0%}, or beyond chance, is not shown"
         )
         return Decision(promoted=False, reason=reason, kid=kid, match=match)
     reason = f"better than {champion}: {told}; {shown}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -158,4 +159,4 @@ def write_judge(
         report,
     )
     save_judge(judge, folder / JUDGE)
-    return {"held_out_score": None if score < 0 else score, "images": len(train)}
+    return {"held_out_score": None if math.isnan(score) else score, "images": len(train)}

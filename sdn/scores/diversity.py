@@ -34,6 +34,5 @@ def diversity(rows: Rows, seed: int = 0) -> Score:
         found.append((pairs[0::2] - pairs[1::2]).double().norm(dim=1))
     distances = torch.cat(found)
     error = float(distances.std() / len(distances) ** 0.5)
-    return normal_interval(
-        float(distances.mean()), error, n, "standard error over pairs of different images"
-    )
+    how = "standard error over pairs of different images"
+    return normal_interval(float(distances.mean()), error, n, how, least=0.0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sdn.scores.kernel import jackknife_variance
 from sdn.scores.score import Score, normal_interval
 
 if TYPE_CHECKING:
@@ -41,14 +42,21 @@ def fid(real: Rows, fake: Rows) -> Score:
         return Score(count=len(fake), withheld=why)
     moments_real, moments_fake = moments(real), moments(fake)
     value = distance(moments_real, moments_fake)
-    variance = 0.0
-    for group in range(GROUPS):  # one group of each set left out: independent contributions add up
-        without_real = _less(moments_real, moments(_group(real, group)))
-        without_fake = _less(moments_fake, moments(_group(fake, group)))
-        variance += (distance(without_real, moments_fake) - value) ** 2
-        variance += (distance(moments_real, without_fake) - value) ** 2
-    error = ((GROUPS - 1) / GROUPS * variance) ** 0.5
-    return normal_interval(value, error, len(fake), f"jackknife over {GROUPS} groups of images")
+    # A group of each set is left out at once: the sets are independent, so their parts of the
+    # variance add up.
+    without = torch.tensor(
+        [
+            distance(
+                _less(moments_real, moments(_group(real, group))),
+                _less(moments_fake, moments(_group(fake, group))),
+            )
+            for group in range(GROUPS)
+        ],
+        dtype=torch.float64,
+    )
+    error = float(jackknife_variance(without).sqrt())
+    how = f"jackknife over {GROUPS} groups of images"
+    return normal_interval(value, error, len(fake), how, least=0.0)
 
 
 def moments(rows: Rows) -> Moments:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sdn.features.rows import Rows
 
 MOST = 10_000
-"""Rows of a set that are paired: the first, and sets lie in an order of their own (by hash)."""
+"""Rows of a set that are paired at most, spread evenly over it."""
 
 
 def kernel_sums(first: Rows, second: Rows) -> tuple[Tensor, Tensor]:
@@ -46,12 +46,12 @@ def kid(real: Rows, fake: Rows) -> Score:
     pair images with themselves and be biased.
 
     Args:
-        real, fake: (N, F) and (M, F); the first `MOST` of each are used.
+        real, fake: (N, F) and (M, F); `MOST` of each at most are used.
 
     Returns:
         Best 0; negative values are noise about 0. Withheld below 3 images a set.
     """
-    real, fake = real.part(0, MOST), fake.part(0, MOST)
+    real, fake = real.at_most(MOST), fake.at_most(MOST)
     n, m = len(real), len(fake)
     if min(n, m) < 3:
         return Score(count=m, withheld=f"KID needs at least 3 images a set, not {n} and {m}")

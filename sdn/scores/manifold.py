@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sdn.scores.kernel import MOST
 from sdn.scores.score import Score, of_share
 
 if TYPE_CHECKING:
     from sdn.features.rows import Rows
 
 NEIGHBOURS = 3
-MOST = 10_000
-"""Rows of a set that are compared: the first, and sets lie in an order of their own (by hash)."""
+_BLOCK = 1024
 
 
 def precision_recall(real: Rows, fake: Rows) -> tuple[Score, Score]:
@@ -24,12 +24,12 @@ def precision_recall(real: Rows, fake: Rows) -> tuple[Score, Score]:
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991.
 
     Args:
-        real, fake: (N, F) and (M, F); the first `MOST` of each are used.
+        real, fake: (N, F) and (M, F); `MOST` of each at most are used.
 
     Returns:
         Two shares, 0..1, best 1. Withheld below 4 images a set.
     """
-    real, fake = real.part(0, MOST), fake.part(0, MOST)
+    real, fake = real.at_most(MOST), fake.at_most(MOST)
     if min(len(real), len(fake)) <= NEIGHBOURS:
         why = f"needs more than {NEIGHBOURS} images a set, not {len(real)} and {len(fake)}"
         return Score(count=len(fake), withheld=why), Score(count=len(real), withheld=why)
@@ -60,6 +60,3 @@ def _within(rows: Rows, manifold: Rows, radii: Tensor) -> Score:
             start += len(b)
         inside += int(hit.sum())
     return of_share(inside / len(rows), len(rows))
-
-
-_BLOCK = 1024

@@ -23,27 +23,37 @@ MISMATCHED = 99
 _BLOCK = 256
 
 
-def mismatched(captions: Sequence[str], others: Sequence[str], seed: int = 0) -> Tensor | None:
-    """For each caption the rows of 99 others that do not say the same.
+def mismatched(
+    captions: Sequence[str],
+    others: Sequence[str],
+    seed: int = 0,
+    images: Sequence[int] | None = None,
+) -> Tensor | None:
+    """For each caption the rows of 99 others that do not say the same and are of other images.
 
     Args:
         captions: Q of them.
         others: to choose among: the captions of the test split, then of others.
         seed: of the draw.
+        images: Q numbers, the same for captions of one image; None where each is of its own.
 
     Returns:
         (Q, 99) int64 rows of `others`, or None where they hold too few different ones.
     """
     told = [normalise(caption) for caption in others]
     distinct = np.array(list({text: row for row, text in reversed(list(enumerate(told)))}.values()))
-    if len(distinct) <= MISMATCHED:
+    numbers = range(len(captions)) if images is None else images
+    own: dict[int, set[str]] = {}
+    for caption, image in zip(captions, numbers, strict=True):
+        own.setdefault(image, set()).add(normalise(caption))
+    size = MISMATCHED + max(map(len, own.values()), default=0)  # so that 99 are left in any case
+    if len(distinct) < size:
         return None
     generator = np.random.default_rng(seed)
     found = np.empty((len(captions), MISMATCHED), np.int64)
-    for row, caption in enumerate(captions):
-        drawn = generator.choice(distinct, MISMATCHED + 1, replace=False)
-        own = normalise(caption)
-        found[row] = [other for other in drawn if told[other] != own][:MISMATCHED]
+    for row, image in enumerate(numbers):
+        drawn = generator.choice(distinct, size, replace=False)
+        found[row] = [other for other in drawn if told[other] not in own[image]][:MISMATCHED]
     return torch.from_numpy(found)
 
 
@@ -74,12 +84,13 @@ def found_captions(
     return torch.cat(found)
 
 
-def r_precision(found: Tensor) -> Score:
+def r_precision(found: Tensor, independent: int | None = None) -> Score:
     """The share of captions found, 0..1; chance is 1%.
 
     Source: Xu et al. 2018, arXiv:1711.10485 (AttnGAN), with R = 1.
 
     Args:
         found: from `found_captions`.
+        independent: different images among them; None for all.
     """
-    return of_share(float(found.double().mean()), len(found))
+    return of_share(float(found.double().mean()), len(found), independent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,18 +50,19 @@ def paired_kid(real: Rows, champion: Rows, challenger: Rows) -> Paired:
 
     Args:
         real: (M, F), the reference, the same for both.
-        champion, challenger: (N, F), row by row the same captions and seeds.
+        champion, challenger: (N, F), row by row the same captions and seeds, each of another true
+            image: those of one image are no coins of their own.
 
     Raises:
         ValueError: the two are not of the same captions, or fewer than 3.
     """
-    n, m = len(champion), len(real.part(0, MOST))
+    n, m = len(champion), len(real.at_most(MOST))
     if len(challenger) != n or min(n, m) < 3:
         raise ValueError(
             f"a paired test needs the same captions of both models and at least 3 images, not {n} "
             f"and {len(challenger)} images beside {m} of the reference"
         )
-    real, a, b = real.part(0, MOST), champion.part(0, MOST), challenger.part(0, MOST)
+    real, a, b = real.at_most(MOST), champion.at_most(MOST), challenger.at_most(MOST)
     n = len(a)
     by_a, by_b = kernel_sums(a, b)
     itself = torch.cat([_same_row(x, y) for x, y in zip(a.blocks(), b.blocks(), strict=True)])
@@ -83,13 +85,19 @@ def paired_shares(champion: Tensor, challenger: Tensor) -> Paired:
 def _of_parts(parts: Tensor, n: int) -> Paired:
     """A gain that is the sum of one part a caption, under swaps that turn the parts' signs."""
     gain = float(parts.sum())
+    if not math.isfinite(gain):
+        raise ValueError(
+            f"the two models cannot be compared: their difference is {gain}; features or images of "
+            "one of them are not finite"
+        )
     error = float((parts - parts.mean()).square().sum().mul(n / max(1, n - 1)).sqrt())
     generator = torch.Generator().manual_seed(0)
+    rounding = 1e-12 * float(parts.abs().sum())  # of a sum in another order
     found = 1  # the swap that swaps nothing
     for _ in range(FLIPS // 1000):
         coins = torch.randint(0, 2, (1000, n), generator=generator, dtype=torch.int8)
         swapped = (2 * coins.double() - 1) @ parts.double()
-        found += int((swapped >= gain - 1e-15).sum())
+        found += int((swapped >= gain - rounding).sum())
     needed = None
     if gain > 0:
         needed = max(3, round(n * ((1.959964 + 0.841621) * error / gain) ** 2))

@@ -34,19 +34,26 @@ class Score:
         return {k: v for k, v in dataclasses.asdict(self).items() if v not in {None, ""}}
 
 
-def normal_interval(value: float, error: float, count: int, how: str) -> Score:
-    """A value with its standard error as a score: value +- 1.96 errors."""
-    return Score(
-        value=value, low=value - _Z * error, high=value + _Z * error, interval=how, count=count
-    )
+def normal_interval(
+    value: float, error: float, count: int, how: str, least: float = -math.inf
+) -> Score:
+    """A value with its standard error as a score: value +- 1.96 errors, but not below `least`."""
+    low, high = max(least, value - _Z * error), value + _Z * error
+    return Score(value=value, low=low, high=high, interval=how, count=count)
 
 
-def of_share(share: float, count: int) -> Score:
-    """A share of `count` independent cases, 0..1, with Wilson's interval.
+def of_share(share: float, count: int, independent: int | None = None) -> Score:
+    """A share of `count` cases, 0..1, with Wilson's interval for those that are independent.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+
+    Args:
+        share: 0..1.
+        count: cases.
+        independent: how many of these at least are independent (captions of the same image are
+            not); None for all.
     """
-    low, high = wilson(share, count)
+    low, high = wilson(share, independent or count)
     return Score(value=share, low=low, high=high, interval="Wilson", count=count)
 
 

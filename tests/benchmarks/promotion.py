@@ -8,9 +8,11 @@ Two models of the embedded recipe that differ in their seed alone (short ones ar
 (or `--captions`) and asks `sdn.promotion.decide` as a release does.
 
 A/A: the two models' images are swapped caption by caption by a fair coin, so that champion and
-challenger are equally good and never the same. Planted: the challenger is the second seed's model,
-some of whose images are mixed with the true ones (or with their own blur), as many as bring its
-KID on all captions to 10% below (or above) that of the champion, the first seed's model.
+challenger are equally good and never the same. Planted: some images of a model are mixed with the
+true ones (or with the mean of all), as many as bring its KID on all captions to 10% below (or
+above) that of the champion, the first seed's model. The changes are planted in the champion's own
+images, as where a challenger was trained on from the champion, and in those of the other seed,
+which differ from the champion's in every picture: that takes more captions.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ from sdn.evaluation import drawn_blocks
 from sdn.features.networks import open_network
 from sdn.features.rows import RowWriter
 from sdn.judge import open_judge
-from sdn.metrics import blurred
 from sdn.promotion import decide
 from sdn.recipes import recipe
 from sdn.reference import JUDGE, open_reference, write_judge, write_reference
@@ -86,21 +87,22 @@ class Population:
         self.features, self.found = {}, {}
 
         def add(name: str, pixels: torch.Tensor) -> None:
-            say(f"features of {name}")
-            blocks = [network(block)[0] for block in pixels.split(64)]
-            self.features[name] = torch.cat(blocks).clone()
-            rows = self.rows(self.features[name], name)
+            kept = work / f"{name.replace(' ', '-')}.pt"
+            if not kept.is_file():
+                say(f"features of {name}")
+                torch.save(torch.cat([network(block)[0] for block in pixels.split(64)]), kept)
+            self.features[name] = torch.load(kept)
+            rows = self.rows(self.features[name], name.replace(" ", "-"))
             self.found[name] = found_captions(judge, rows, self.captions, self.captions, chosen)
 
-        images = {}
         for name, model in zip(("first", "second"), models, strict=True):
             drawn = open_synthesizer(model)
             draws = _Captions(self.captions)
-            images[name] = torch.cat(list(drawn_blocks(drawn, draws)))
-            add(name, images[name])
-        second = images["second"].float()
-        add("better", ((second + real) / 2).round().to(torch.uint8))
-        add("worse", blurred(images["second"], 5))
+            images = torch.cat(list(drawn_blocks(drawn, draws)))
+            add(name, images)
+            mean = images.float().mean(0, keepdim=True)
+            for kind, other in {"better": real, "worse": mean}.items():
+                add(f"{name} {kind}", ((images.float() + other) / 2).round().to(torch.uint8))
 
     def rows(self, features: torch.Tensor, name: str):
         with RowWriter(self.scratch / name) as writer:
@@ -110,16 +112,18 @@ class Population:
     def full_kid(self, features: torch.Tensor) -> float:
         return float(kid(self.rows(self.real, "real"), self.rows(features, "full")).value)
 
-    def planted(self, kind: str, wanted: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Features and finds of the second model with some images replaced, and how many: bisected
-        until its KID on all captions is `wanted`."""
+    def planted(self, base: str, wanted: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Features and finds of a model with some images replaced, and how many: bisected until its
+        KID on all captions is `wanted`."""
+        kind = "better" if self.full_kid(self.features[base]) > wanted else "worse"
         order = torch.rand(len(self.captions), generator=torch.Generator().manual_seed(5)).argsort()
         low, high = 0.0, 1.0
         for _ in range(12):
             share = (low + high) / 2
-            features, found = self.features["second"].clone(), self.found["second"].clone()
+            features, found = self.features[base].clone(), self.found[base].clone()
             rows = order[: round(share * len(order))]
-            features[rows], found[rows] = self.features[kind][rows], self.found[kind][rows]
+            features[rows] = self.features[f"{base} {kind}"][rows]
+            found[rows] = self.found[f"{base} {kind}"][rows]
             value = self.full_kid(features)
             if (value > wanted) == (kind == "better"):
                 low = share
@@ -171,23 +175,23 @@ def measure(people: Population, trials: int, count: int) -> dict[str, object]:
         ]
         promoted += people.trial(*swapped, sample()).promoted
     found["A/A promoted"] = promoted / trials
-    for kind, factor in {"better": 1 - CHANGE, "worse": 1 + CHANGE}.items():
-        features, matches, share = people.planted(kind, factor * full["first"])
-        decisions = [
-            people.trial(sets["first"], (features, matches), sample()) for _ in range(trials)
-        ]
-        rate = sum(d.promoted for d in decisions) / trials
-        found[f"{kind}: full-set KID"] = people.full_kid(features)
-        found[f"{kind}: share of images replaced"] = share
-        found[f"{kind}: promoted"] = rate
-        by_kid = sum(d.kid.p_value < 0.025 for d in decisions) / trials
-        found[f"{kind}: KID alone would promote"] = by_kid
-        if kind == "better":
-            errors = torch.tensor([d.kid.error for d in decisions]).square().mean().sqrt()
-            gain = full["first"] - people.full_kid(features)
-            # The error falls with the square root of the captions.
-            needed = count * ((1.96 + 0.8416) * float(errors) / gain) ** 2
-            found["captions needed for 80%"] = round(needed)
+    for base in ("first", "second"):
+        for kind, factor in {"better": 1 - CHANGE, "worse": 1 + CHANGE}.items():
+            title = f"{kind} by {CHANGE:.0%}, planted in the {base} model"
+            features, matches, share = people.planted(base, factor * full["first"])
+            decisions = [
+                people.trial(sets["first"], (features, matches), sample()) for _ in range(trials)
+            ]
+            found[f"{title}: full-set KID"] = value = people.full_kid(features)
+            found[f"{title}: share of images changed"] = share
+            found[f"{title}: promoted"] = sum(d.promoted for d in decisions) / trials
+            by_kid = sum(d.kid.p_value < PromotionConfig().level for d in decisions) / trials
+            found[f"{title}: KID alone would promote"] = by_kid
+            if kind == "better":
+                errors = torch.tensor([d.kid.error for d in decisions]).square().mean().sqrt()
+                # The error falls with the square root of the captions.
+                needed = count * ((1.96 + 0.8416) * float(errors) / (full["first"] - value)) ** 2
+                found[f"{title}: captions needed for 80%"] = round(needed)
     return found
 
 
@@ -209,7 +213,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     for name, value in found.items():
-        print(f"{name:32} {value}")
+        print(f"{name:70} {value}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tiny_data import picture
 from sdn.data.dataset import open_dataset
 from sdn.data.files import LocalFolder
 from sdn.data.images import decode_prepared, encode
-from sdn.data.loader import DamagedSample, ShardReader, batches, load_split, worker_of
+from sdn.data.loader import DamagedSample, ShardReader, batches, load_split, split_blocks, worker_of
 from sdn.data.plan import Plan
 
 
@@ -97,6 +97,45 @@ def test_load_split_keeps_the_order_of_the_manifest(data):
     assert torch.equal(arrays.pixels, torch.stack([s.pixels for s in samples]))
     assert arrays.captions == tuple(s.captions for s in samples)
     assert arrays.labels == tuple(s.labels for s in samples)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 7, 22, 99])
+@pytest.mark.parametrize("most", [None, 0, 1, 5, 6, 21, 22, 99])
+def test_blocks_are_the_split(data, size, most):
+    """Blocks of any size together are the first so many samples, in the manifest's order."""
+    whole, count = load_split(data, "train"), 22 if most is None else min(most, 22)
+    found = list(split_blocks(data, "train", size=size, most=most))
+    assert [len(block.keys) for block in found] == [
+        min(size, count - start) for start in range(0, count, size)
+    ]
+    for name in ("keys", "captions", "labels"):
+        assert sum((getattr(block, name) for block in found), ()) == getattr(whole, name)[:count]
+    pixels = [block.pixels.clone() for block in found]
+    assert torch.equal(torch.cat([whole.pixels[:0], *pixels]), whole.pixels[:count])
+
+
+def test_blocks_that_are_kept_stay_as_they_were(data):
+    """A block is not overwritten by the next one."""
+    found = list(split_blocks(data, "train", size=5))
+    assert torch.equal(torch.cat([b.pixels for b in found]), load_split(data, "train").pixels)
+
+
+def test_an_empty_split_has_no_blocks(data):
+    """No samples are no error here, an unknown split and a damaged sample are."""
+    assert list(split_blocks(data, "validation")) == []
+    with pytest.raises(ValueError, match="no split 'val'"):
+        next(split_blocks(data, "val"))
+
+
+def test_blocks_close_the_shards_when_dropped(data, monkeypatch):
+    """Who stops early leaves no shard open."""
+    closed, close = [], ShardReader.close
+    monkeypatch.setattr(ShardReader, "close", lambda self: closed.append(close(self)))
+    run = split_blocks(data, "train", size=4)
+    next(run)
+    assert not closed
+    run.close()
+    assert len(closed) == 1
 
 
 def test_missing_splits_are_refused(data):

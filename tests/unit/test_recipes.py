@@ -88,6 +88,14 @@ def test_cub_differs_from_the_release_only_where_it_says():
     assert cub.search.trials > 1
 
 
+def test_evaluations_are_scored_in_a_network_that_no_recipe_trains():
+    """Every recipe is scored in independent features, at a size that they come in."""
+    for name in RECIPES:
+        config = recipe(name)
+        assert config.evaluation.features != "teacher"
+        assert config.evaluation.features_size >= config.data.resolution
+
+
 def test_names_agree_and_have_a_docstring():
     """A recipe is found under the name that its config carries, and says what it is."""
     for name, make in RECIPES.items():
