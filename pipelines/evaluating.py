@@ -447,11 +447,12 @@ def _decision(
     challenger: tuple[Rows, Tensor | None],
     other: Champion,
 ) -> Decision:
-    match = None
+    match, held = None, 1.0
     if champion[1] is not None and challenger[1] is not None:
+        held = float(champion[1][independent].mean())
         match = paired_shares(champion[1][independent], challenger[1][independent])
     kid = paired_kid(real, champion[0].pick(independent), challenger[0].pick(independent))
-    decision = decide(kid, match, run.config.promotion, other.title)
+    decision = decide(kid, match, run.config.promotion, other.title, held)
     if other.note:
         decision = dataclasses.replace(decision, reason=f"{decision.reason}; {other.note}")
     return decision

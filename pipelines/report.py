@@ -142,7 +142,8 @@ def how_measured(settings: Mapping[str, Any]) -> str:
     seen = f"{size} px ({features['resize']})" if isinstance(size, int) else size
     return (
         f"Protocol {settings['protocol']}: {settings['images']:,} images of "
-        f"{settings['image_px']} px, for {settings['different_images']:,} true images; features: {features['network']} "
+        f"{settings['image_px']} px, for {settings['different_images']:,} true images; "
+        f"features: {features['network']} "
         f"(SHA-256 {features['sha256'][:12]}), {features['dim']} numbers, input {seen}; reference: "
         f"{real['images']:,} test images (SHA-256 {real['sha256'][:12]}). Intervals are of 95%."
     )

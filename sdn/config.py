@@ -342,8 +342,8 @@ class EvaluationConfig:
     protocol: Literal["each-image", "authors", "gan"] = "each-image"
     """Which captions are drawn. each-image: the first caption of each test image. authors: every
     caption of the test split once, Inception Score in 10 splits, as in the authors' release. gan:
-    30,000 of all test captions, as in the GAN papers, or all where there are fewer. The figures of different protocols
-    say nothing about each other."""
+    30,000 of all test captions, as in the GAN papers, or all where there are fewer. The figures of
+    different protocols say nothing about each other."""
     captions: int | None = None
     """At most this many images are drawn; None takes what the protocol says."""
     seed: int = 0

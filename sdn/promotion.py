@@ -28,7 +28,13 @@ class Decision:
         return dataclasses.asdict(self)
 
 
-def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion: str) -> Decision:
+def decide(
+    kid: Paired,
+    match: Paired | None,
+    config: PromotionConfig,
+    champion: str,
+    held: float = 1.0,
+) -> Decision:
     """Promote if KID is lower beyond chance and caption match is not worse beyond a margin.
 
     Both are asked at `config.level`: the chance of promoting a version that is only as good as the
@@ -38,6 +44,8 @@ def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion:
         kid, match: paired on the same captions and seeds, see `sdn.scores.paired`.
         config: level and margin.
         champion: what the challenger is compared with, for the text.
+        held: its caption match, 0..1. Where the margin is more than half of it, the margin says
+            nothing, and a challenger that is worse beyond chance is not promoted either.
     """
     told = f"gain in KID {_told(kid)} on {kid.gain.count:,} captions, p = {kid.p_value:.2g}"
     if kid.p_value >= config.level:
@@ -53,11 +61,12 @@ def decide(kid: Paired, match: Paired | None, config: PromotionConfig, champion:
     lowest = match.gain.value + NormalDist().inv_cdf(config.level) * match.error
     shown = f"gain in caption match {_told(match, '+.1%')}"
     highest = match.gain.value - NormalDist().inv_cdf(config.level) * match.error
-    # Where few captions are found at all the margin says nothing: worse beyond chance is enough.
-    if lowest < -config.margin or highest < 0:
+    if lowest < -config.margin or (highest < 0 and held < 2 * config.margin):
         reason = (
             f"not better than {champion}: {told}, but {shown}: that it is not worse by more than "
-            f"{config.margin:.0%}, or beyond chance, is not shown"
+            f"{config.margin:.0%} is not shown"
+            if lowest < -config.margin
+            else f"not better than {champion}: {told}, but {shown}: worse beyond chance"
         )
         return Decision(promoted=False, reason=reason, kid=kid, match=match)
     reason = f"better than {champion}: {told}; {shown}"

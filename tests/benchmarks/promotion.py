@@ -136,7 +136,8 @@ class Population:
         parts = (self.real, champion[0], challenger[0])
         real, one, two = (self.rows(x[rows], f"trial-{i}") for i, x in enumerate(parts))
         match = paired_shares(champion[1][rows], challenger[1][rows])
-        return decide(paired_kid(real, one, two), match, PromotionConfig(), "the champion")
+        held = float(champion[1][rows].mean())
+        return decide(paired_kid(real, one, two), match, PromotionConfig(), "the champion", held)
 
 
 class _Captions:

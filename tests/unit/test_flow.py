@@ -133,9 +133,10 @@ def test_one_store_knows_nothing_of_anothers_results(tmp_path):
     ("samples", "trials", "words"),
     [
         ({"train": 5, "validation": 2}, 0, "data.test_share"),
-        ({"train": 5, "test": 2}, 4, "data.validation_share"),
-        ({"train": 5, "test": 2}, 1, None),
-        ({"train": 5, "validation": 1, "test": 2}, 4, None),
+        ({"train": 5, "validation": 2, "test": 5}, 0, "fewer than 6: raise data.test_share"),
+        ({"train": 5, "test": 6}, 4, "data.validation_share"),
+        ({"train": 5, "test": 6}, 1, None),
+        ({"train": 5, "validation": 1, "test": 6}, 4, None),
     ],
 )
 def test_splits_are_checked_before_training(samples, trials, words):

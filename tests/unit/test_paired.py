@@ -223,6 +223,12 @@ def test_only_the_same_captions_are_compared(monkeypatch):
         paired_kid(HeldRows(normal(2)), HeldRows(normal(9)), HeldRows(normal(9)))
     monkeypatch.setattr("sdn.scores.paired.MOST", 8)
     a, b = normal(10, seed=1), normal(10, seed=2)
-    cut = paired_kid(HeldRows(normal(8)), HeldRows(a[:8]), HeldRows(b[:8]))
+
+    def spread(n):
+        return [i * n // 8 for i in range(8)]
+
+    cut = paired_kid(
+        HeldRows(normal(20)[spread(20)]), HeldRows(a[spread(10)]), HeldRows(b[spread(10)])
+    )
     assert paired_kid(HeldRows(normal(20)[:20]), HeldRows(a), HeldRows(b)).gain.count == 8
     assert paired_kid(HeldRows(normal(8)), HeldRows(a), HeldRows(b)) == cut

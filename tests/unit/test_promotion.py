@@ -40,7 +40,7 @@ def test_no_better_than_chance_stays():
     found = decide(LEVEL, SAME_MATCH, PromotionConfig(), "version 3")
     assert not found.promoted
     assert found.reason == (
-        "version 3 stays: gain in KID +0.001 (-0.0088 to +0.0108) on 200 captions, p = 0.42, "
+        "not better than version 3 beyond chance: gain in KID +0.001 (-0.0088 to +0.0108) on 200 captions, p = 0.42, "
         "not below 0.025; a gain of this size would need about 39,200"
     )
 
@@ -56,7 +56,7 @@ def test_worse_caption_match_stays():
     """A lower KID is not enough where it is not shown that caption match holds."""
     found = decide(BETTER, WORSE_MATCH, PromotionConfig(), "version 3")
     assert not found.promoted
-    assert found.reason.startswith("version 3 stays: gain in KID +0.02")
+    assert found.reason.startswith("not better than version 3: gain in KID +0.02")
     assert found.reason.endswith(
         "but gain in caption match -8.0% (-13.9% to -2.1%): that it is not worse by more than 10% "
         "is not shown"
@@ -85,6 +85,15 @@ def test_margin_is_the_limit_of_caption_match(gain, margin, promoted):
     """The lower end at the level, here 1.96 errors below the gain, must lie above the margin."""
     match = paired(gain, 0.02, 0.9)
     assert decide(BETTER, match, PromotionConfig(margin=margin), "v").promoted == promoted
+
+
+@pytest.mark.parametrize(("held", "promoted"), [(0.9, True), (0.19, False)])
+def test_a_margin_that_says_nothing_is_not_all(held, promoted):
+    """Where few captions are found at all, worse beyond chance is too bad, within the margin too."""
+    match = paired(-0.05, 0.01, 1.0)
+    found = decide(BETTER, match, PromotionConfig(), "v", held)
+    assert found.promoted == promoted
+    assert found.reason.endswith("worse beyond chance") != promoted
 
 
 def test_a_wider_level_asks_for_less():

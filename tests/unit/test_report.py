@@ -42,7 +42,7 @@ def result():
         "classes": {MARKUP: [{"class": MARKUP, "images": 8, "caption match": None, "top 1": 0.5,
                               "top 5": 1.0}]},
         "settings": {
-            "protocol": "each-image", "images": 8, "image_px": 64,
+            "protocol": "each-image", "images": 8, "different_images": 8, "image_px": 64,
             "features": {"network": "lite0", "sha256": "a" * 64, "input_px": 128,
                          "resize": "bicubic", "dim": 1280},
             "reference": {"images": 8, "sha256": "b" * 64},
@@ -110,7 +110,7 @@ def test_rows_are_named_for_what_they_are():
     compared = {"champion": "version 3", "champion_scores": {"kid_error": KID}}
     rows = all_rows(result(), compared)
     assert list(rows) == [
-        "stage one", "stage two", "champion: version 3", "real: halves (floor)", REAL,
+        "stage one", "stage two", "champion: version 3", "real: halves (floor, 8 images)", REAL,
         f"{UNTRAINED} (ceiling)", "blurred",
     ]  # fmt: skip
     assert withheld(rows) == ["FID: too few"]

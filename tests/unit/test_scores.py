@@ -224,11 +224,13 @@ def test_kid_is_withheld_for_two_images():
     assert "at least 3 images a set, not 2 and 5" in found.withheld
 
 
-def test_kid_takes_the_first_so_many(monkeypatch):
-    """More rows than `MOST` change nothing."""
+def test_kid_takes_so_many_spread_evenly(monkeypatch):
+    """Of more rows than `MOST` so many are taken, from the whole set."""
     monkeypatch.setattr("sdn.scores.kernel.MOST", 20)
     real, fake = normal(50, seed=1), normal(40, seed=2)
-    assert kid(HeldRows(real), HeldRows(fake)) == kid(HeldRows(real[:20]), HeldRows(fake[:20]))
+    assert kid(HeldRows(real), HeldRows(fake)) == kid(
+        HeldRows(real[[i * 50 // 20 for i in range(20)]]), HeldRows(fake[::2])
+    )
 
 
 # Inception Score
