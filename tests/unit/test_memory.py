@@ -43,4 +43,4 @@ def test_memory_that_was_freed_is_kept() -> None:
     assert free < size
     mapped, free = taken("keep")
     assert mapped < size / 4
-    assert free >= size
+    assert free >= 0.999 * size  # what the interpreter itself takes meanwhile comes out of it

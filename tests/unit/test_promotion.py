@@ -40,8 +40,8 @@ def test_no_better_than_chance_stays():
     found = decide(LEVEL, SAME_MATCH, PromotionConfig(), "version 3")
     assert not found.promoted
     assert found.reason == (
-        "not better than version 3 beyond chance: gain in KID +0.001 (-0.0088 to +0.0108) on 200 captions, p = 0.42, "
-        "not below 0.025; a gain of this size would need about 39,200"
+        "not better than version 3 beyond chance: gain in KID +0.001 (-0.0088 to +0.0108) on 200 "
+        "captions, p = 0.42, not below 0.025; a gain of this size would need about 39,200"
     )
 
 
@@ -89,7 +89,7 @@ def test_margin_is_the_limit_of_caption_match(gain, margin, promoted):
 
 @pytest.mark.parametrize(("held", "promoted"), [(0.9, True), (0.19, False)])
 def test_a_margin_that_says_nothing_is_not_all(held, promoted):
-    """Where few captions are found at all, worse beyond chance is too bad, within the margin too."""
+    """Where few captions are found at all, worse beyond chance is too bad at any margin."""
     match = paired(-0.05, 0.01, 1.0)
     found = decide(BETTER, match, PromotionConfig(), "v", held)
     assert found.promoted == promoted
