@@ -24,7 +24,7 @@ from sdn.recipes import recipe
 from sdn.taps import blocks_of, taps_of
 
 STAGES = [
-    "prepare", "teacher", "captions", "stage_one", "search", "stage_two", "reference", "judge",
+    "prepare", "teacher", "reference", "judge", "captions", "stage_one", "search", "stage_two",
     "evaluate", "compare",
 ]  # fmt: skip
 CAPTION = "Santa Claus: dark skin tone"
