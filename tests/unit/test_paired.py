@@ -109,19 +109,23 @@ def test_swapping_captions_turns_their_signs(real, a, b, parts):
         assert found == pytest.approx(float(signs @ parts[0]), abs=1e-6)
 
 
-def test_p_value_is_the_share_of_all_swaps():
-    """Of few captions the p-value is near the share over all swaps, counted one by one."""
+@pytest.mark.parametrize(
+    "parts",
     # 0.1 + 0.2 - 0.3 is as much as its opposite, but for rounding.
-    values = torch.tensor([0.1, 0.2, -0.3, 0.5, 0.4, -0.2, 0.1, 0.7], dtype=torch.float64)
-    gain = float(values.sum())
+    [[0.5, -0.2, 0.9, 0.4, 0.1, 0.3, -0.1, 0.7], [0.1, 0.2, -0.3]],
+)
+def test_p_value_is_the_share_of_all_swaps(parts):
+    """Of few captions the p-value is near the share over all swaps, counted one by one."""
+    n, gain = len(parts), sum(parts)
     every = [
-        sum(s * v for s, v in zip(signs, values.tolist(), strict=True)) >= gain - 1e-9
-        for signs in itertools.product((1, -1), repeat=8)
+        sum(s * v for s, v in zip(signs, parts, strict=True)) >= gain - 1e-9
+        for signs in itertools.product((1, -1), repeat=n)
     ]
-    expected = sum(every) / 256
+    expected = sum(every) / 2**n
     error = (expected * (1 - expected) / FLIPS) ** 0.5
     for scale in (1, 1e-9, 1e9):  # ties are ties in any unit
-        assert abs(_of_parts(scale * values, 8).p_value - expected) < 4 * error
+        values = scale * torch.tensor(parts, dtype=torch.float64)
+        assert abs(_of_parts(values, n).p_value - expected) < 4 * error
 
 
 def test_no_trial_of_equal_models_more_often_than_the_level():
