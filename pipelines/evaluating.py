@@ -431,6 +431,7 @@ def _compare(
         (mine, found_of(evaluated, name)),
         champion,
     )
+    feature_file(folder, "champion").unlink(missing_ok=True)  # nobody reads it any more
     return {
         "champion": champion.title,
         "champion_sha256": champion.digest,

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pipelines.neighbours import Neighbours
     from sdn.data.dataset import DataSet
 
-PREVIOUS = "previous"
-"""Alias of the champion before."""
 _GRACE_S = 1
 
 
@@ -104,13 +102,18 @@ def find_models(models: list[str], store: str | None) -> list[FoundModel]:
     wanted: list[str | None] = [*models] or [None]
     found = [find_model(model, store) for model in wanted]
     if not models:
+        from pipelines.registry import DamagedModelError
         from pipelines.settings import Settings
+        from pipelines.succession import PREVIOUS
         from pipelines.tracking import client
 
         settings = Settings() if store is None else Settings(store=store)
         name = found[0].name
         if PREVIOUS in client(settings).get_registered_model(name).aliases:
-            found.append(find_model(f"models:/{name}@{PREVIOUS}", store))
+            try:
+                found.append(find_model(f"models:/{name}@{PREVIOUS}", store))
+            except DamagedModelError as error:  # the champion is shown all the same
+                _say(str(error))
     return list({model.uri: model for model in found}.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pipelines import evaluating, work
@@ -12,7 +13,7 @@ from pipelines.evaluating import Champion, Model, no_champion
 from pipelines.generation import find_model
 from pipelines.points import read_points
 from pipelines.preparing import first_letters
-from pipelines.registry import CHAMPION, RegistryError, model_folder
+from pipelines.registry import CHAMPION, DamagedModelError, RegistryError, model_folder
 from pipelines.report import REPORT, SHEET, ReportParts, all_rows, how_measured, withheld
 from pipelines.run import RunSpec, perform
 from pipelines.store import StoreError
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from pipelines.generation import FoundModel
     from pipelines.run import Done, Job, Run
+
+
+logger = logging.getLogger(__name__)
 
 
 def score_model(
@@ -88,9 +92,15 @@ def score_model(
 def _champion(run: Run, found: FoundModel) -> Champion:
     """The champion of the model's recipe, if there is one and it is not this very model."""
     name = found.name if found.version else f"sdn-{run.config.name}"
+    settings = run.settings
+    if settings.tracking_uri is None and not (settings.local / "mlflow.db").exists():
+        return no_champion()
     try:
-        folder, _, version = model_folder(run.settings, f"models:/{name}@{CHAMPION}")
-    except RegistryError:
+        folder, _, version = model_folder(settings, f"models:/{name}@{CHAMPION}")
+    except DamagedModelError:
+        raise
+    except RegistryError as error:
+        logger.warning("compared with untrained weights: %s", error)
         return no_champion()
     digest = folder_digest(folder)
     if digest == found.sha256:

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdn.config import INCEPTION_DIGEST, INCEPTION_WEIGHTS
 from sdn.teacher import channels_last, checked_digest, fetch_weights, read_tensors
 
-WEIGHTS_URL = (
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth"
-)
-WEIGHTS_DIGEST = "6726825d"
-"""The first digits of the file's SHA-256, as its name gives them."""
+WEIGHTS_URL, WEIGHTS_DIGEST = INCEPTION_WEIGHTS, INCEPTION_DIGEST
 
 
 class Conv(NamedTuple):
@@ -260,8 +256,8 @@ def open_inception(place: str = WEIGHTS_URL, sha256: str | None = WEIGHTS_DIGEST
         ValueError: another digest, a damaged file, a URL that gives none, or weights of another
             network; the text names the file and the first key that does not fit.
     """
-    path = fetch_weights(place, sha256)
-    digest = checked_digest(path, sha256)
+    path = fetch_weights(place, sha256, "evaluation.inception")
+    digest = checked_digest(path, sha256, "evaluation.inception_sha256")
     network = Inception(digest)
     found = read_tensors(path)
     state = network.state_dict()
