@@ -151,9 +151,10 @@ def _opponent(
     client: Any, name: str, version: str | None, stages: dict[str, Done]
 ) -> dict[str, str]:
     """What is to be known of a version to compare with; empty for none."""
-    if version is None:
+    held = None if version is None else Succession(client, name).version(version)
+    if version is None or held is None:
         return {}
-    tags = client.get_model_version(name, version).tags
+    tags = held.tags
     found = {"version": version, "sha256": tags.get(SHA256, ""), "note": ""}
     manifest = stages["prepare"].result["manifest"]
     if tags.get(MANIFEST, manifest) != manifest:
