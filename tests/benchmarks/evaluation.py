@@ -1,8 +1,10 @@
-"""Images a second of an evaluation: drawing, features, all scores; memory at two sizes.
+"""Images a second of one set of an evaluation: drawing, features, scores against real; memory.
 
     python tests/benchmarks/evaluation.py [--images 10000] [--size 224] [--threads 2] [--json]
 
 A quarter-width student at 64 px draws, untrained: a picture costs the same whatever it shows.
+Scored are KID, FID with its interval, precision, recall, diversity and Inception Score; retrieval
+and caption match, which depend on the data set, are left out.
 Each size is a process of its own, so that its peak of memory is its own.
 """
 
