@@ -218,8 +218,9 @@ def test_the_registered_model_is_scored_again(chain):
     assert found["captions"] == first["captions"]
     again, before = found["scores"][found["model"]], first["scores"]["stage two"]
     assert again.keys() == before.keys()
-    for name, score in before.items():
-        assert again[name].get("value") == pytest.approx(score.get("value"), rel=1e-3), name
+    told = {name: score["value"] for name, score in before.items() if "value" in score}
+    assert {name: again[name].get("value") for name in told} == pytest.approx(told, rel=1e-3)
+    assert len(told) > 10
     assert Path(found["report"]).is_file()
 
 
