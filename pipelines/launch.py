@@ -1,144 +1,313 @@
-"""Starts Ray Tune, on a cluster or in this process, and hands plain results back."""
+"""Starts Ray Tune, on a cluster or in this process; what comes of it is in the ledger."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster import cores, has_gpu
-from pipelines.reasons import TrainingError, reason
-from pipelines.worker import StageOrder, run_trial
-from sdn.config import TAP_GROUPS, LossWeights
+from pipelines.cluster import cores, free_reserved, has_gpu, started_here
+from pipelines.reasons import reason
+from pipelines.suggesting import ledger_searcher
+from pipelines.trial_worker import tune_trial
+from pipelines.trials import Trial, TrialLedger, lower_is_better
+from sdn.space import space_of
+from sdn.trial import first_rung
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipelines.settings import Settings
-    from sdn.config import RunConfig
+    from pipelines.worker import StageOrder
+    from sdn.config import RunConfig, SearchConfig
+
+logger = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.5
+_ATTEMPTS = 2
+"""How often a trial is begun again whose process was lost."""
 
 
-def search_weights(
+def run_trials(
     order: StageOrder,
+    ledger: TrialLedger,
     *,
-    name: str,
     config: RunConfig,
     settings: Settings,
-    listen: Callable[[str, dict[str, Any]], None],
-) -> list[dict[str, Any]]:
-    """Short trials of stage two with other loss weights, under Ray Tune.
+    listen: Callable[[Trial], None],
+) -> None:
+    """Run the trials of a search that the ledger does not have yet, under Ray Tune.
+
+    As many at a time as there is room for, each rank with a core (and a GPU, where there are some)
+    of its own. Every event is in the ledger before anything follows from it.
 
     Args:
-        order: of a trial; one thread each.
-        name: the stage's short key.
+        order: of a trial.
+        ledger: what is known; grows.
         config: of the run.
-        settings: where Ray and its storage are.
-        listen: receives ("trial", values) as trials end.
-
-    Returns:
-        One entry a trial, in the order of their start: `weights` (group -> weight), `score`,
-        `error` where it failed. The first has the recipe's own weights.
+        settings: where Ray is.
+        listen: receives each trial whose record has changed.
     """
-    import optuna
-    from ray import tune
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = config.search
-    defaults = {group: getattr(config.stage_two.weights, group) for group in TAP_GROUPS}
-    space = {
-        group: tune.loguniform(weight * search.low, weight * search.high)
-        for group, weight in defaults.items()
-        if weight > 0
+    left = None if search.minutes is None else 60 * search.minutes - ledger.spent_s
+    wanting = search.trials - sum(trial.ended for trial in ledger.all())
+    if wanting <= 0 or (left is not None and left <= 0):
+        return
+    following = _Following(ledger, listen)
+    tuner = _tuner(order, following, config, settings, wanting, left)
+    done: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            done.set_result(tuner.fit())
+        except BaseException as error:  # noqa: BLE001 (handed on)
+            done.set_exception(error)
+
+    # In a thread: so that this one can be interrupted, and Tune leaves its signals alone.
+    threading.Thread(target=fit, name="tune", daemon=True).start()
+    try:
+        while not done.done():
+            with suppress(TimeoutError):
+                done.exception(timeout=_LOOK_EVERY_S)
+            following.check()
+        done.result()
+        following.check()
+    finally:
+        following.close()
+        if started_here():
+            free_reserved()
+    if left is not None and ledger.spent_s >= 60 * search.minutes - 1:  # type: ignore[operator]
+        for trial in ledger.open():
+            trial.state, trial.reason = "stopped", "the time for trials (search.minutes) is over"
+            ledger.write(trial)
+
+
+def _tuner(
+    order: StageOrder,
+    following: _Following,
+    config: RunConfig,
+    settings: Settings,
+    wanting: int,
+    left_s: float | None,
+) -> Any:
+    """Tune, ready to run so many trials."""
+    from ray import tune
+
+    # Tune asks for a metric at every report; a trial that failed has none.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
+    search = config.search
+    gpu = has_gpu()
+    given = {
+        "order": dataclasses.asdict(order),
+        "workers": search.workers,
+        "population": search.scheduler == "pbt",
+        "gpu": gpu,
     }
-    searcher = OptunaSearch(
-        metric="score",
-        mode="max",
-        points_to_evaluate=[{group: defaults[group] for group in space}],
-        seed=search.seed,
-    )
-    tuner = tune.Tuner(
+    # A trial of several ranks only waits for them: they have the cores.
+    own = {"cpu": float(order.threads), "gpu": float(gpu)}
+    return tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(run_trial, settings={"order": dataclasses.asdict(order)}),
-            {"cpu": float(order.threads), "gpu": float(has_gpu())},
+            tune.with_parameters(tune_trial, settings=given),
+            own if search.workers == 1 else {"cpu": 0},
         ),
-        param_space=space,
         tune_config=tune.TuneConfig(
-            metric="score",
-            mode="max",
-            num_samples=search.trials,
-            search_alg=searcher,
-            max_concurrent_trials=max(1, cores(settings) // order.threads),
+            num_samples=wanting,
+            search_alg=ledger_searcher(config, following.ledger),
+            scheduler=_scheduler(config, following.ledger),
+            max_concurrent_trials=_at_once(order, search, settings, gpu=gpu),
+            time_budget_s=left_s,
         ),
         run_config=tune.RunConfig(
-            name=name,
+            name=f"{order.name}-{int(time.time())}",  # the ledger is what is gone on with
             storage_path=f"{order.store}/ray",
             verbose=0,
-            callbacks=[_trial_listener(listen)],
+            failure_config=tune.FailureConfig(max_failures=_ATTEMPTS),
+            callbacks=[_callback(following)],
         ),
     )
-    found = []
-    results = tuner.fit()
-    for number in range(len(results)):
-        result = results[number]
-        weights = defaults | {g: float((result.config or {})[g]) for g in space}
-        found.append(
-            {
-                "weights": weights,
-                "score": (result.metrics or {}).get("score"),
-                "images_seen": (result.metrics or {}).get("images_seen"),
-                "error": None if result.error is None else reason(result.error),
-            }
+
+
+def _at_once(order: StageOrder, search: SearchConfig, settings: Settings, *, gpu: bool) -> int:
+    """Trials at a time: as many as the cores (and GPUs) hold."""
+    import ray
+
+    if settings.ray_address is None:
+        room = cores(settings) / (order.threads * search.workers)
+    else:
+        room = ray.cluster_resources().get("CPU", 1) / (order.threads * search.workers)  # type: ignore[no-untyped-call]
+    if gpu:
+        room = min(room, ray.cluster_resources().get("GPU", 1) / search.workers)  # type: ignore[no-untyped-call]
+    return max(1, int(room))
+
+
+def _scheduler(config: RunConfig, ledger: TrialLedger) -> Any:
+    """ASHA over images seen, or population based training, or none; told of what the ledger has."""
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+    from ray.tune.schedulers.trial_scheduler import TrialScheduler
+
+    search = config.search
+    asked = {"metric": "value", "mode": "min" if lower_is_better(search) else "max"}
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    if search.scheduler == "pbt":
+        from ray.tune import loguniform
+
+        space = space_of(config)
+        return PopulationBasedTraining(
+            time_attr="images_seen",
+            perturbation_interval=first_rung(search),
+            hyperparam_mutations={
+                "values": {name: loguniform(low, high) for name, (low, high) in space.items()}
+            },
+            **asked,
         )
-    return found
+
+    class KeepingOwn(ASHAScheduler):
+        """The recipe's own values run to the end: all others are compared with them."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            action = super().on_trial_result(tune_controller, trial, result)
+            own = trial.config["number"] == 0 and result.get("images_seen", 0) < search.images
+            return TrialScheduler.CONTINUE if own else action
+
+    asha = KeepingOwn(
+        time_attr="images_seen",
+        grace_period=first_rung(search),
+        max_t=search.images,
+        reduction_factor=search.reduction,
+        **asked,
+    )
+    for trial in ledger.all():
+        if trial.ended and trial.state != "failed":
+            about: Any = SimpleNamespace(
+                trial_id=f"before-{trial.number}", config={"number": trial.number}
+            )
+            asha.on_trial_add(None, about)
+            for point in trial.points:
+                asha.on_trial_result(None, about, point)
+    return asha
 
 
-def choose_weights(
-    trials: list[dict[str, Any]], margin: float, own: LossWeights
-) -> tuple[LossWeights, int]:
-    """The weights to go on with and the number of their trial, from 0.
+class _Following:
+    """Puts down in the ledger what Tune tells of its trials."""
 
-    The recipe's own weights (trial 0) stay unless another trial's score is better by more than
-    `margin`. Weights of single taps are the recipe's own always: the search moves groups.
+    def __init__(self, ledger: TrialLedger, listen: Callable[[Trial], None]) -> None:
+        self.ledger, self._listen = ledger, listen
+        self._began, self._before = time.monotonic(), ledger.spent_s
+        self._numbers: dict[str, int] = {}
+        self._lock, self._open = threading.Lock(), True
+        self._error: BaseException | None = None
 
-    Raises:
-        TrainingError: no trial has a score.
-    """
-    scored = [(t["score"], -n) for n, t in enumerate(trials) if t["score"] is not None]
-    if not scored:
-        reasons = {t["error"] for t in trials}
-        raise TrainingError(f"no trial of the search succeeded: {'; '.join(map(str, reasons))}")
-    best, negative = max(scored)
-    default = trials[0]["score"]
-    number = 0 if default is not None and best <= default + margin else -negative
-    return dataclasses.replace(own, **trials[number]["weights"]), number
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps callbacks with the experiment, but what listens belongs to this process.
+        return {"_open": False}
+
+    def close(self) -> None:
+        """From now on nothing is put down: what comes now is Ray being ended."""
+        with self._lock:
+            self._open = False
+
+    def check(self) -> None:
+        """Raise what went wrong in writing: a ledger that cannot be written ends the search."""
+        if self._error is not None:
+            raise self._error
+
+    def begun(self, tune_id: str, number: int) -> None:
+        """A trial has this number, whatever its config says later: a population copies configs."""
+        if self._open:
+            self._numbers.setdefault(tune_id, number)
+
+    def heard(self, tune_id: str, result: dict[str, Any], values: dict[str, float]) -> None:
+        """A trial is at a rung, or has failed for good."""
+
+        def change(trial: Trial) -> None:
+            if "failed" in result:
+                trial.state, trial.reason = "failed", result["failed"]
+                return
+            kept = ("images_seen", "value", "low", "high", "seconds", "parts")
+            point = {name: result[name] for name in kept}
+            before = [p for p in trial.points if p["images_seen"] == point["images_seen"]]
+            if before:  # looked at again after a restart
+                point["seconds"] = before[0]["seconds"]
+            if values != trial.values:
+                point["values"] = trial.values = dict(values)
+            trial.add(point)
+            if result["ended"]:
+                trial.state = "finished"
+
+        self._edit(tune_id, change)
+
+    def over(self, tune_id: str, error: BaseException | None) -> None:
+        """Tune is done with a trial."""
+
+        def change(trial: Trial) -> None:
+            if trial.ended:
+                return
+            if error is not None:
+                trial.state, trial.reason = "failed", reason(error)
+            elif trial.points:
+                trial.state = "stopped"
+                trial.reason = f"behind the others at {trial.images_seen:,} images seen"
+            # Without a point the time for trials is over; that is put down at the end.
+
+        self._edit(tune_id, change)
+
+    def _edit(self, tune_id: str, change: Callable[[Trial], None]) -> None:
+        """Change a record, write it, tell of it; what goes wrong is kept for the main thread."""
+        with self._lock:
+            if not self._open or tune_id not in self._numbers:
+                return
+            try:
+                trial = self.ledger.trials[self._numbers[tune_id]]
+                change(trial)
+                self.ledger.write(trial)
+                self.ledger.spend(self._before + time.monotonic() - self._began)
+                if trial.ended:
+                    self.ledger.clear_checkpoints(trial.number)
+            except BaseException as error:
+                self._error = error
+                raise
+        self._listen(trial)
 
 
-def _trial_listener(listen: Callable[[str, dict[str, Any]], None]) -> Any:
-    """A Tune callback that hands each ended trial to `listen`."""
+def _callback(following: _Following) -> Any:
+    """A Tune callback that hands events on."""
     from ray.tune import Callback
 
     class Listener(Callback):
-        def __init__(self, hear: Callable[[str, dict[str, Any]], None]) -> None:
-            self._hear = hear
+        def on_trial_start(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            del iteration, trials, info
+            following.begun(trial.trial_id, trial.config["number"])
 
-        def __getstate__(self) -> dict[str, Any]:
-            # Tune keeps callbacks with the experiment, but what listens belongs to this process.
-            return {"_hear": _deaf}
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            del iteration, trials, info
+            following.heard(trial.trial_id, result, trial.config["values"])
 
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
-            self._hear("trial", {"config": trial.config, "score": trial.last_result.get("score")})
+            following.over(trial.trial_id, None)
 
         def on_trial_error(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
-            self._hear("trial", {"config": trial.config, "score": None})
+            # An error's pickle may need what only its worker has; its text is always there.
+            error = trial.get_error() if hasattr(trial, "get_error") else None
+            following.over(trial.trial_id, error or RuntimeError("its process was lost"))
 
-    return Listener(listen)
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
 
-
-def _deaf(kind: str, values: dict[str, Any]) -> None:
-    del kind, values
+    return Listener()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.cluster import cores, start_ray
-from pipelines.launch import choose_weights, search_weights
 from pipelines.points import write_points
 from pipelines.preparing import data_set, data_uri, prepare_into_store, prepare_stage
 from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage
 from pipelines.supervising import finished, train_stage
 from pipelines.worker import StageOrder
-from sdn.config import LossWeights, to_dict
+from sdn.config import to_dict
 
 if TYPE_CHECKING:
     from sdn.checkpoint import Checkpoint
@@ -63,11 +60,12 @@ def check_splits(config: RunConfig, data: Done) -> None:
             f"the data set has {samples['test']} test images ({found}); no difference between two "
             f"models can be shown on fewer than {LEAST_TEST}: raise data.test_share or add images"
         )
-    if config.search.trials > 1 and not samples.get("validation"):
+    held = samples.get("validation", 0)
+    if config.search.trials > 1 and held < LEAST_TEST:
         raise ValueError(
-            f"the data set has no validation images to rank trials on ({found}): raise "
-            "data.validation_share, put some images into a folder named validation, or search "
-            "nothing with --set search.trials=0"
+            f"the data set has {held or 'no'} validation images to rank trials on, and needs "
+            f"{LEAST_TEST} ({found}): raise data.validation_share, put some images into a folder "
+            "named validation, or search nothing with --set search.trials=0"
         )
 
 
@@ -87,7 +85,7 @@ def teacher(run: Run, data: Done) -> Job:
     def work(folder: Path) -> dict[str, Any]:
         from sdn.fitting import write_teacher
 
-        order = _order(run, stage, run.config, {"data": data}, batch=config.batch)
+        order = order_of(run, stage, run.config, {"data": data}, batch=config.batch)
         torch.set_num_threads(cores(run.settings))
         said = Said(run, "teacher")
         result = write_teacher(
@@ -115,7 +113,7 @@ def captions(run: Run, data: Done, taught: Done) -> Job:
 
         config = run.config.captions
         inputs = {"data": data, "teacher": taught}
-        order = _order(run, stage, run.config, inputs, batch=config.batch)
+        order = order_of(run, stage, run.config, inputs, batch=config.batch)
         torch.set_num_threads(cores(run.settings))
         said = Said(run, "captions")
         result = write_captions(
@@ -196,7 +194,7 @@ def _trained(run: Run, order: StageOrder, folder: Path, said: Said) -> Checkpoin
     return last
 
 
-def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str, str]) -> Stage:
+def distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str, str]) -> Stage:
     """Key of a stage of the student: its config, what shapes the student, and its inputs.
 
     The number of workers is no part of it: the samples and their order do not depend on it.
@@ -209,7 +207,7 @@ def _distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[st
     return Stage(name=name, config=config, inputs=inputs)
 
 
-def _order(
+def order_of(
     run: Run, stage: Stage, config: RunConfig, inputs: dict[str, Done], *, batch: int
 ) -> StageOrder:
     data = inputs["data"]
@@ -251,27 +249,23 @@ def possible_workers(config: RunConfig, batch: int, run: Run) -> tuple[int, int]
     return min(config.workers, possible[-1]), possible[-1]
 
 
-def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | None = None) -> Job:
+def distil(run: Run, name: str, inputs: dict[str, Done], config: RunConfig | None = None) -> Job:
     """Stage one or stage two of the student, on Ray Train.
 
     Args:
         run: the run.
         name: `stage_one` or `stage_two`.
         inputs: role -> finished stage: data, teacher, captions, and start for stage two.
-        weights: in place of the recipe's.
+        config: in place of the recipe's, with what a search has found.
     """
-    config = run.config
+    config = run.config if config is None else config
     stage_config: StageConfig = getattr(config, name)
-    if weights is not None:
-        stage_config = dataclasses.replace(stage_config, weights=weights)
-        changed: dict[str, Any] = {name: stage_config}
-        config = dataclasses.replace(config, **changed)
-    stage = _distillation_stage(run, name, stage_config, _keys(inputs))
+    stage = distillation_stage(run, name, stage_config, keys_of(inputs))
 
     def work(folder: Path) -> dict[str, Any]:
         from sdn.stage_run import write_model
 
-        order = _order(run, stage, config, inputs, batch=stage_config.global_batch)
+        order = order_of(run, stage, config, inputs, batch=stage_config.global_batch)
         said = Said(run, name)
         last = _trained(run, order, folder, said)
         write_model(folder, config, run.store.fetch(inputs["captions"].folder), last.weights())
@@ -280,6 +274,7 @@ def distil(run: Run, name: str, inputs: dict[str, Done], weights: LossWeights | 
             "images_seen": last.images_seen,
             "precision": last.precision,
             "weights": to_dict(stage_config.weights),
+            "rate": stage_config.rate,
             **said.result(),
         }
 
@@ -312,50 +307,7 @@ def _audited(order: StageOrder, last: Checkpoint) -> dict[str, Any]:
     }
 
 
-def search(run: Run, inputs: dict[str, Done]) -> Job:
-    """Short trials of stage two with other loss weights, ranked on validation captions."""
-    config = run.config
-    stage = _distillation_stage(run, "search", config.stage_two, _keys(inputs))
-    stage = dataclasses.replace(stage, config=stage.config | {"search": to_dict(config.search)})
-
-    def work(folder: Path) -> dict[str, Any]:
-        if config.search.trials < 2:  # nothing to compare
-            own = to_dict(config.stage_two.weights)
-            return {"weights": own, "trials": [], "best": None}
-        epochs = config.search.images / inputs["data"].result["samples"]["train"]
-        short = dataclasses.replace(
-            config, stage_two=dataclasses.replace(config.stage_two, epochs=epochs)
-        )
-        ended: list[dict[str, Any]] = []
-
-        def listen(kind: str, values: dict[str, Any]) -> None:
-            ended.append({"kind": kind, **values})
-            run.progress(
-                "search",
-                len(ended) / config.search.trials,
-                f"trial {len(ended)} of {config.search.trials}: score {values['score']}",
-            )
-
-        start_ray(run.settings)
-        trials = search_weights(
-            dataclasses.replace(
-                _order(run, stage, short, inputs, batch=config.stage_two.global_batch),
-                stage="stage_two",
-                threads=1,
-            ),
-            name=stage.short,
-            config=config,
-            settings=run.settings,
-            listen=listen,
-        )
-        weights, best = choose_weights(trials, config.search.margin, config.stage_two.weights)
-        (folder / "trials.json").write_text(json.dumps(trials, indent=2))
-        return {"weights": to_dict(weights), "trials": trials, "best": best}
-
-    return Job(stage=stage, work=work)
-
-
-def _keys(inputs: dict[str, Done]) -> dict[str, str]:
+def keys_of(inputs: dict[str, Done]) -> dict[str, str]:
     """What the inputs of a stage are known by: the data by its manifest, all else by stage key."""
     return {
         role: done.result["manifest"] if role == "data" else done.key

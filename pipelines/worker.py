@@ -1,4 +1,4 @@
-"""Runs inside Ray: wraps `sdn.running` for Ray Train and Ray Tune. No Prefect, no MLflow."""
+"""Runs inside Ray Train: wraps `sdn.running` for its ranks. No Prefect, no MLflow."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipelines.store import open_files, open_store
 from sdn.config import RunConfig, from_dict
 from sdn.data.dataset import open_dataset
 from sdn.memory import keep_freed_memory
-from sdn.ranks import Rank, of_process_group
+from sdn.ranks import of_process_group
 from sdn.running import run_recorded
-from sdn.stage_run import StageInputs, open_stage, run_stage
+from sdn.stage_run import StageInputs, open_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,12 +83,17 @@ class StageOrder:
 
     def fetch(self) -> StageInputs:
         """The inputs of a distillation stage."""
-        return StageInputs(data=self.dataset(), **self._folders())
+        return StageInputs(data=self.dataset(), **self.folders())
 
-    def _folders(self) -> dict[str, Path]:
+    def folders(self) -> dict[str, Path]:
         """The inputs beside the data set, as local folders of this node."""
         store = open_store(self.store, Path(self.cache), self.endpoint)
         return {role: store.fetch(name) for role, name in self.inputs.items()}
+
+    def files(self, below: str) -> Files:
+        """A folder below the training's place."""
+        uri = f"{self.store}/training/{self.name}/{below}"
+        return open_files(uri, Path(self.cache), self.endpoint, self.cache_gib)
 
     def opener(self) -> Opener:
         """What opens this stage's training."""
@@ -98,7 +103,7 @@ class StageOrder:
         if self.stage == "teacher":
             return partial(open_teacher_fit, config.teacher, self.dataset())
         if self.stage == "captions":
-            teacher = self._folders()["teacher"]
+            teacher = self.folders()["teacher"]
             return partial(open_caption_fit, config.captions, self.dataset(), teacher)
         return partial(open_stage, self.stage, config, self.fetch())  # type: ignore[arg-type]
 
@@ -196,42 +201,6 @@ class _Alive:
         # A little before the driver gives up, so that it finds the stacks. By a thread of C: it
         # writes while the interpreter waits in a collective.
         faulthandler.dump_traceback_later(max(1.0, 0.8 * self._stall_s), file=self._file)
-
-
-def run_trial(weights: dict[str, Any], settings: dict[str, Any]) -> None:
-    """The function that Ray Tune runs for one trial: a short stage two, then its score.
-
-    Args:
-        weights: loss weight of each group.
-        settings: `order` of stage two, whose config already has the trial's length.
-    """
-    import ray
-    from ray import tune
-
-    from sdn.evaluation import validation_score
-
-    order = StageOrder(**settings["order"])
-    torch.set_num_threads(order.threads)
-    keep_freed_memory()
-    config = order.run_config()
-    changed = dataclasses.replace(config.stage_two.weights, **weights)
-    stage = dataclasses.replace(config.stage_two, weights=changed)
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    inputs = order.fetch()
-    trainer = run_stage(
-        "stage_two",
-        dataclasses.replace(config, stage_two=stage),
-        inputs,
-        rank=Rank(device=device),
-    )
-    tune.report(
-        {
-            "score": validation_score(
-                config, inputs, {name: value.cpu() for name, value in trainer.weights().items()}
-            ),
-            "images_seen": trainer.images_seen,
-        }
-    )
 
 
 def _sheet(order: StageOrder) -> Any:

@@ -18,9 +18,9 @@ from sdn.captions import open_encoder
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split, split_blocks
 from sdn.data.records import SPLITS
-from sdn.features.rows import HeldRows, Rows, RowWriter
+from sdn.features.rows import Rows, RowWriter
 from sdn.judge import open_judge
-from sdn.metrics import blurred, first_alike, pixel_features, probe_accuracy
+from sdn.metrics import blurred, pixel_features, probe_accuracy
 from sdn.reference import JUDGE, about_network, open_reference
 from sdn.sampling import ENCODER, Synthesizer
 from sdn.scores.diversity import diversity
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from sdn.features.networks import FeatureNetwork
     from sdn.judge import Judge
     from sdn.reference import Reference
-    from sdn.stage_run import StageInputs
 
 UNTRAINED, REAL = "untrained weights", "real images"
 _BATCH = 64
@@ -322,28 +321,6 @@ def class_table(draws: Draws, drawn: Drawn, most: int = 200) -> dict[str, list[d
 
 def _mean(values: Tensor, numbers: list[int]) -> float:
     return float(values[numbers].double().mean())
-
-
-def validation_score(config: RunConfig, inputs: StageInputs, weights: dict[str, Tensor]) -> float:
-    """Mean reciprocal rank of the true image for validation captions, 0..1.
-
-    It does not depend on the loss weights, so that trials with different weights can be ranked. The
-    test split is not read: the gallery is training and validation images, compared at 32x32.
-    """
-    splits = {name: load_split(inputs.data, name) for name in ("train", "validation")}
-    held = splits["validation"]
-    count = min(config.search.captions, len(held.keys))
-    model = synthesizer_of(config, open_encoder(inputs.captions / ENCODER), weights)
-    pixels = torch.cat([split.pixels for split in splits.values()])
-    drawn = model.of_data([found[0] for found in held.captions[:count]])
-    same = first_alike(pixels)
-    ranks = true_image_ranks(
-        HeldRows(pixel_features(drawn)),
-        HeldRows(pixel_features(pixels)),
-        same[torch.arange(count) + len(splits["train"].keys)],
-        same == torch.arange(len(same)),
-    )
-    return float((1 / ranks.double()).mean())
 
 
 def probe_embedding(data: DataSet | Files | Path, captions: Path) -> dict[str, float]:

@@ -42,8 +42,8 @@ def openmoji() -> RunConfig:
         captions=CaptionConfig(dim=256, width=128, max_chars=128, loss="contrastive", epochs=25),
         student=StudentConfig(init="identity"),
         stage_one=_replace(stage, epochs=2),
-        # Two trials at a time in 25 s; what one gains must exceed the noise of 169 captions.
-        search=SearchConfig(trials=4, images=2_400, low=1 / 3, high=3, margin=0.004),
+        # Two short trials at a time; full length only for what is better beyond chance already.
+        search=SearchConfig(trials=4, images=2_400, rerun_level=0.025),
         stage_two=_replace(stage, epochs=18, weights=_replace(weights, image=60)),
         # At twice its 64 px; at 224 each image would take five times as long.
         evaluation=EvaluationConfig(features_size=128),
@@ -69,7 +69,7 @@ def tiny() -> RunConfig:
         captions=CaptionConfig(dim=64, width=32, max_chars=128, epochs=3),
         student=StudentConfig(init="identity"),
         stage_one=_replace(stage, epochs=3),
-        search=SearchConfig(trials=2, images=320, captions=16),
+        search=SearchConfig(trials=2, images=320, captions=16, reruns=1, rerun_level=0.025),
         stage_two=_replace(stage, epochs=4),
         evaluation=EvaluationConfig(
             sheet=8, features_size=64, judge=JudgeConfig(dim=64, epochs=10, batch=32)

@@ -116,6 +116,7 @@ def open_stage(
     inputs: StageInputs,
     resume: Checkpoint | None = None,
     rank: Rank = ALONE,
+    student: Student | None = None,
 ) -> Work[Batch]:
     """A distillation stage, ready to be trained from where it stands.
 
@@ -125,13 +126,15 @@ def open_stage(
         inputs: what it reads.
         resume: where to go on; None starts from `inputs.start`.
         rank: where it runs.
+        student: to start from, in place of the one in `inputs.start`.
 
     Raises:
         ValueError: damaged or missing inputs, or an impossible number of ranks.
     """
     stage: StageConfig = getattr(config, name)
     plan = stage_plan(config, stage, inputs.data)
-    student = new_student(config) if inputs.start is None else open_student(inputs.start)
+    if student is None:
+        student = new_student(config) if inputs.start is None else open_student(inputs.start)
     precision = stage.precision if resume is None else resume.precision
     trainer = Trainer(
         name,

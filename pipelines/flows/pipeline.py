@@ -16,7 +16,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import evaluating, work
+from pipelines import evaluating, searching, work
 from pipelines.cluster import stop_ray
 from pipelines.evaluating import Champion, Model
 from pipelines.flows.stages import Progress, Tracked, do, terminal
@@ -25,10 +25,12 @@ from pipelines.preparing import data_uri, first_letters, letter_rows
 from pipelines.release import example_caption, release
 from pipelines.report import ReportParts
 from pipelines.run import Done, Run, RunSpec, parse_overrides
+from pipelines.search_tables import search_rows, told
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker, never_raising, tracking_uri
-from sdn.config import LossWeights, from_dict, to_dict
+from sdn.config import to_dict
 from sdn.data.dead_letters import TooManyDeadLetters
+from sdn.space import with_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,11 +89,7 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
     judge = do(run, evaluating.judge(run, data, real), tracked)
     encoder = do(run, work.captions(run, data, taught), tracked)
     inputs = {"data": data, "teacher": taught, "captions": encoder}
-    one = do(run, work.distil(run, "stage_one", inputs), tracked)
-    started = inputs | {"start": one}
-    searched = do(run, work.search(run, started), tracked)
-    weights = from_dict(LossWeights, searched.result["weights"])
-    two = do(run, work.distil(run, "stage_two", started, weights), tracked)
+    searched, one, two = distilled(run, tracked, inputs, real)
     models = {
         name: Model(digest=done.key, folder=run.store.fetch(done.folder))
         for name, done in {"stage one": one, "stage two": two}.items()
@@ -118,6 +116,24 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
     registered = register(run, tracked, stages, compare)
     show_result(run, stages, registered)
     return summary(run, stages, registered, time.monotonic() - began)
+
+
+def distilled(
+    run: Run, tracked: Tracked, inputs: dict[str, Done], real: Done
+) -> tuple[Done, Done, Done]:
+    """The search and both stages with the values that it found."""
+    judged = inputs | {"reference": real}
+    if run.config.search.stage_one and run.config.search.trials > 1:
+        searched = do(run, searching.search(run, judged), tracked)
+        config = with_values(run.config, searched.result["values"])
+        one = do(run, work.distil(run, "stage_one", inputs, config), tracked)
+    else:
+        one = do(run, work.distil(run, "stage_one", inputs), tracked)
+        searched = do(run, searching.search(run, judged | {"start": one}), tracked)
+        config = with_values(run.config, searched.result["values"])
+    show_search(searched)
+    two = do(run, work.distil(run, "stage_two", inputs | {"start": one}, config), tracked)
+    return searched, one, two
 
 
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)
@@ -179,6 +195,16 @@ def data_tables(run: Run, data: Done) -> tuple[list[dict[str, Any]], list[dict[s
         {"what": "dead letters", "count": result["dead_letters"]},
     ]
     return rows, first_letters(run, data)
+
+
+def show_search(searched: Done) -> None:
+    """The trials as a table in Prefect, and the choice."""
+    if not searched.result["trials"]:
+        return
+    with never_raising("Prefect's table of the search"):
+        create_table_artifact(
+            search_rows(searched.result), key="search", description=told(searched.result)
+        )
 
 
 def show_dead_letters(letters: list[dict[str, str]], total: int) -> None:

@@ -1,0 +1,84 @@
+"""Pictures of a search: interactive pages and PNG files, by Optuna's own plots."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipelines.suggesting import study_of
+from pipelines.trials import lower_is_better
+from sdn.space import space_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import optuna
+
+    from pipelines.trials import Trial
+    from sdn.config import RunConfig
+
+HISTORY, PARALLEL, IMPORTANCE = "history", "parallel-coordinates", "importance"
+PICTURES = "pictures"
+"""Folder of the stage."""
+_LEAST = 4
+"""Trials below which nothing can be said of importance."""
+
+
+def write_pictures(folder: Path, trials: Sequence[Trial], config: RunConfig) -> dict[str, str]:
+    """Optimisation history, parallel coordinates and importance, each as HTML and PNG.
+
+    The pages need no network. Trials that ended early are drawn with their last score.
+
+    Args:
+        folder: of the stage.
+        trials: of the ledger.
+        config: of the run.
+
+    Returns:
+        Name of a picture -> why it could not be drawn; empty where all were.
+    """
+    import matplotlib as mpl
+
+    place = folder / PICTURES
+    place.mkdir(exist_ok=True)
+    study = study_of([_ended(trial) for trial in trials], space_of(config), config.search)
+    label = "KID" if lower_is_better(config.search) else "reciprocal rank"
+    missing = {}
+    with mpl.rc_context({"backend": "Agg", "figure.figsize": (10, 5), "figure.dpi": 110}):
+        for name, draw in _pages(study, label).items():
+            try:
+                draw(place)
+            except (ValueError, RuntimeError) as error:  # too few trials, or all alike
+                missing[name] = str(error)
+    return missing
+
+
+def _ended(trial: Trial) -> Trial:
+    """A trial as the plots take it: whatever has a score is drawn."""
+    return dataclasses.replace(trial, state="finished") if trial.points else trial
+
+
+def _pages(study: optuna.Study, label: str) -> dict[str, Callable[[Path], None]]:
+    from optuna import visualization as pages
+    from optuna.visualization import matplotlib as prints
+
+    drawn = {
+        HISTORY: (pages.plot_optimization_history, prints.plot_optimization_history),
+        PARALLEL: (pages.plot_parallel_coordinate, prints.plot_parallel_coordinate),
+        IMPORTANCE: (pages.plot_param_importances, prints.plot_param_importances),
+    }
+
+    def draw(name: str, place: Path) -> None:
+        from matplotlib import pyplot as plt
+
+        page, printed = drawn[name]
+        if name == IMPORTANCE and len(study.trials) < _LEAST:
+            raise ValueError(f"importance needs {_LEAST} trials, there are {len(study.trials)}")
+        page(study, target_name=label).write_html(place / f"{name}.html", include_plotlyjs=True)
+        axes: Any = printed(study, target_name=label)
+        axes.figure.savefig(place / f"{name}.png", bbox_inches="tight")
+        plt.close(axes.figure)
+
+    return {name: partial(draw, name) for name in drawn}
