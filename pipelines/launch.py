@@ -152,9 +152,9 @@ def _scheduler(config: RunConfig, ledger: TrialLedger) -> Any:
     from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
     search = config.search
-    asked = {"metric": "value", "mode": "min" if lower_is_better(search) else "max"}
+    asked: dict[str, Any] = {"metric": "value", "mode": "min" if lower_is_better(search) else "max"}
     if search.scheduler == "none":
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
     if search.scheduler == "pbt":
         from ray.tune import loguniform
 
@@ -183,14 +183,15 @@ def _scheduler(config: RunConfig, ledger: TrialLedger) -> Any:
         reduction_factor=search.reduction,
         **asked,
     )
+    nobody: Any = None  # its controller, which it does not ask
     for trial in ledger.all():
         if trial.ended and trial.state != "failed":
             about: Any = SimpleNamespace(
                 trial_id=f"before-{trial.number}", config={"number": trial.number}
             )
-            asha.on_trial_add(None, about)
+            asha.on_trial_add(nobody, about)
             for point in trial.points:
-                asha.on_trial_result(None, about, point)
+                asha.on_trial_result(nobody, about, point)
     return asha
 
 

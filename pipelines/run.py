@@ -11,6 +11,7 @@ from pipelines.settings import Settings
 from pipelines.store import Store, open_store
 from sdn.config import RunConfig, with_overrides
 from sdn.recipes import recipe
+from sdn.space import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,9 +54,12 @@ class RunSpec:
         settings = Settings()
         if self.store is not None:
             settings = settings.model_copy(update={"store": self.store})
+        config = with_overrides(recipe(self.recipe), self.overrides)
+        if config.search.trials > 1:
+            check_space(config)
         return Run(
             spec=self,
-            config=with_overrides(recipe(self.recipe), self.overrides),
+            config=config,
             settings=settings,
             progress=progress or (lambda stage, share, text: None),
         )

@@ -64,7 +64,7 @@ def _pages(study: optuna.Study, label: str) -> dict[str, Callable[[Path], None]]
     from optuna import visualization as pages
     from optuna.visualization import matplotlib as prints
 
-    drawn = {
+    drawn: dict[str, tuple[Any, Any]] = {
         HISTORY: (pages.plot_optimization_history, prints.plot_optimization_history),
         PARALLEL: (pages.plot_parallel_coordinate, prints.plot_parallel_coordinate),
         IMPORTANCE: (pages.plot_param_importances, prints.plot_param_importances),

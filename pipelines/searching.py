@@ -114,7 +114,7 @@ class _Search:
             "rank_correlation": rank_correlation(short, scores),
             "spent_s": round(self._ledger.spent_s, 1),
         }
-        result["pictures"] = write_pictures(folder, trials, full, self._config)
+        result["pictures"] = write_pictures(folder, trials, self._config)
         (folder / TRIALS).write_text(json.dumps(result, indent=2))
         content = weights_content(self._config, values, self._inputs, choice)
         (folder / WEIGHTS).write_text(json.dumps(content, indent=2))
@@ -261,7 +261,7 @@ def trial_row(
 def weights_content(
     config: RunConfig, values: Mapping[str, float], inputs: Mapping[str, Done], choice: Choice
 ) -> dict[str, Any]:
-    """What `sdn run RECIPE --weights-from` reads: changes of the config, and where they are from."""
+    """What `sdn run --weights-from` reads: changes of the config, and where they are from."""
     found = with_values(config, values)
     changes: dict[str, Any] = {
         "stage_two.weights": to_dict(found.stage_two.weights),

@@ -1,7 +1,7 @@
 """What to try next: Optuna's TPE over what the ledger knows.
 
-Each suggestion is a function of the seed, the trial's number and the trials so far, so that no state
-of a sampler has to outlive a process that is killed.
+Each suggestion is a function of the seed, the trial's number and the trials so far, so that no
+state of a sampler has to outlive a process that is killed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def study_of(
         "running": TrialState.RUNNING,
         "failed": TrialState.FAIL,
     }
-    direction = "minimize" if lower_is_better(search) else "maximize"
-    study = optuna.create_study(sampler=sampler, direction=direction)
-    distributions = {n: FloatDistribution(low, high, log=True) for n, (low, high) in space.items()}
+    study = optuna.create_study(
+        sampler=sampler, direction="minimize" if lower_is_better(search) else "maximize"
+    )
+    distributions = {n: FloatDistribution(a, b, log=True) for n, (a, b) in space.items()}
     for trial in trials:
         state = states[trial.state]
         if state is TrialState.PRUNED and not trial.points:  # stopped before its first rung
@@ -110,7 +111,7 @@ def ledger_searcher(config: RunConfig, ledger: TrialLedger) -> Any:
         def __getstate__(self) -> dict[str, Any]:
             return {}  # the ledger is the state
 
-        def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        def suggest(self, trial_id: str) -> Any:
             del trial_id
             if self._open:
                 trial = ledger.trials[self._open.pop(0)]

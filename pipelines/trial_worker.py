@@ -99,7 +99,7 @@ def _by_ray_train(config: dict[str, Any], settings: dict[str, Any]) -> None:
             name=f"{order['name']}-{config['number']:04d}-{get_context().get_trial_id()}",
             storage_path=f"{order['store']}/ray",
             failure_config=FailureConfig(max_failures=0),
-            callbacks=[TuneReportCallback()],
+            callbacks=[cast("Any", TuneReportCallback)()],
         ),
     )
     trainer.fit()
@@ -188,10 +188,11 @@ def _opened(order: str) -> tuple[StageInputs, Validation]:
 
 
 def _newest(order: StageOrder, label: str) -> tuple[StageName, Checkpoint] | None:
-    for stage in ("stage_two", "stage_one"):
+    stages: tuple[StageName, ...] = ("stage_two", "stage_one")
+    for stage in stages:
         found = Checkpoints(order.files(f"{WORK}/{label}/{stage}")).newest()
         if found is not None:
-            return cast("StageName", stage), found
+            return stage, found
     return None
 
 

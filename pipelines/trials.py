@@ -119,12 +119,14 @@ class TrialLedger:
 def _read(files: Files, name: str) -> Trial:
     try:
         trial = Trial(**json.loads(files.read(name)))
-        if name != f"{TRIALS}/{trial.number:04d}.json" or not isinstance(trial.values, dict):
-            raise ValueError(f"it is of trial {trial.number}")
+        whole = name == f"{TRIALS}/{trial.number:04d}.json" and isinstance(trial.values, dict)
+        problem = "" if whole else "it is of another trial"
     except (ValueError, TypeError, KeyError) as error:
+        problem = str(error)
+    if problem:
         raise ValueError(
-            f"{files.uri}/{name} is damaged ({error}): delete it, and the trial is run again"
-        ) from error
+            f"{files.uri}/{name} is damaged ({problem}): delete it, and the trial is run again"
+        )
     return trial
 
 

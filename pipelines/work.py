@@ -210,6 +210,7 @@ def distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str
 def order_of(
     run: Run, stage: Stage, config: RunConfig, inputs: dict[str, Done], *, batch: int
 ) -> StageOrder:
+    """What a stage's workers are told; the config may have other values than the run's."""
     data = inputs["data"]
     workers = possible_workers(config, batch, run)
     return StageOrder(

@@ -526,10 +526,6 @@ class RunConfig:
                 most <= batch,
                 f"workers ({most}) must be at most {stage}.global_batch ({batch})",
             )
-        if self.search.trials > 1:
-            from sdn.space import check_space  # it knows configs
-
-            check_space(self)
 
 
 def _require(condition: bool, text: str) -> None:

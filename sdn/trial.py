@@ -117,7 +117,13 @@ def run_trial(
         trainer = cast("Trainer", work.trainee)
         batches = iter(work.batches)
 
-        def look(seconds: float, *, name: StageName = name, trainer: Trainer = trainer) -> None:
+        def look(
+            seconds: float,
+            *,
+            name: StageName = name,
+            trainer: Trainer = trainer,
+            before: int = before,
+        ) -> None:
             reached(
                 Reached(
                     stage=name,
