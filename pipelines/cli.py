@@ -40,6 +40,15 @@ def run(
     recipe: Annotated[str, typer.Argument(help="See `sdn recipes`.")] = "openmoji",
     store: StoreOption = None,
     set_: SetOption = None,
+    weights_from: Annotated[
+        str | None,
+        typer.Option(
+            "--weights-from",
+            metavar="RUN",
+            help="Take what an earlier search found, and search no more: an MLflow run, "
+            "search-... of the store, or a weights.json.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -56,7 +65,7 @@ def run(
         from pipelines.flows.pipeline import RecipeName, pipeline
         from pipelines.run import RunSpec, parse_overrides
 
-        spec = RunSpec(recipe, parse_overrides(set_ or []), store)
+        spec = RunSpec(recipe, parse_overrides(set_ or []), store, weights_from)
         opened = spec.open()
         display = Display(to_stderr=as_json)
         if dry_run:
@@ -79,7 +88,8 @@ def run(
             with ended_with_this_process(), display.progress() as progress:
                 token = terminal.set(progress)
                 try:
-                    found = pipeline(cast("RecipeName", recipe), store, set_ or [])
+                    name = cast("RecipeName", recipe)
+                    found = pipeline(name, store, set_ or [], weights_from or "")
                 finally:
                     terminal.reset(token)
         except TooManyDeadLetters as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.settings import Settings
 from pipelines.store import Store, open_store
+from pipelines.weights_from import found_changes
 from sdn.config import RunConfig, with_overrides
 from sdn.recipes import recipe
 from sdn.space import check_space
@@ -43,18 +44,24 @@ class RunSpec:
     overrides: dict[str, str] = field(default_factory=dict)
     store: str | None = None
     """Overrides `Settings.store`."""
+    weights_from: str | None = None
+    """Where an earlier search has left its weights, see `pipelines.weights_from`."""
 
     def open(self, progress: Callable[[str, float, str], None] | None = None) -> Run:
         """The run, with its config resolved and its store known.
 
         Raises:
-            ValueError: unknown recipe or key, or a config that cannot work.
+            ValueError: unknown recipe or key, a config that cannot work, or no weights where they
+                were said to be.
             StoreError: the store cannot be used.
         """
         settings = Settings()
         if self.store is not None:
             settings = settings.model_copy(update={"store": self.store})
-        config = with_overrides(recipe(self.recipe), self.overrides)
+        changes = self.overrides
+        if self.weights_from:
+            changes = found_changes(self.weights_from, settings) | changes
+        config = with_overrides(recipe(self.recipe), changes)
         if config.search.trials > 1:
             check_space(config)
         return Run(

@@ -16,6 +16,7 @@ from pipelines.reasons import TrainingError
 from pipelines.run import Done, Job, Run, perform
 from pipelines.search_pictures import write_pictures
 from pipelines.trials import Trial, TrialLedger, lower_is_better, order_of_merit
+from pipelines.weights_from import WEIGHTS
 from pipelines.work import distil, distillation_stage, keys_of, order_of
 from sdn.choosing import Choice, Contender, choose, rank_correlation, worth_full_length
 from sdn.config import to_dict
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from sdn.config import RunConfig
     from sdn.data.files import Files
 
-WEIGHTS, TRIALS = "weights.json", "trials.json"
-"""Of the stage's folder: what was found, in a form that `--weights-from` reads, and the trials."""
+TRIALS = "trials.json"
+"""Of the stage's folder, beside the weights that `--weights-from` reads."""
 
 
 def search(run: Run, inputs: dict[str, Done]) -> Job:

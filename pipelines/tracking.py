@@ -162,6 +162,16 @@ class Tracker:
             metrics = [m for point in found[start : start + _POINTS] for m in _metrics(point)]
             self.client.log_batch(run, metrics=metrics)
 
+    def rungs(self, run: str, points: Sequence[Mapping[str, Any]]) -> None:
+        """A trial's scores over the images seen; said again they are the same points."""
+        metrics = [
+            Metric(name, float(point[name]), 0, point["images_seen"])
+            for point in points
+            for name in ("value", "low", "high", "seconds")
+        ]
+        if metrics:
+            self.client.log_batch(run, metrics=metrics)
+
     def sheets(self, run: str, place: Files) -> None:
         """Mirror a training's contact sheets; MLflow shows them with a slider over the steps."""
         tag = self.tag(run, _SHEET_TAG)

@@ -43,6 +43,7 @@ def pipeline(
     recipe: RecipeName = "openmoji",
     store: str | None = None,
     changes: list[str] = [],  # noqa: B006 (Prefect's form reads the default; it is never changed)
+    weights_from: str = "",
 ) -> dict[str, Any]:
     """Prepare, teacher, captions, stage one, search, stage two, evaluate, compare, register.
 
@@ -50,11 +51,13 @@ def pipeline(
         recipe: Named run to start from.
         store: Folder or s3://bucket/prefix for all results; empty for the configured one.
         changes: Changes to the recipe, each key=value, such as stage_two.epochs=3.
+        weights_from: Take the weights that an earlier search found, and search no more: an MLflow
+            run, search-... of the store, or a weights.json. Empty searches as the recipe says.
 
     Returns:
         What was done and where it lies; JSON values.
     """
-    run = RunSpec(recipe, parse_overrides(changes), store).open(Progress())
+    run = RunSpec(recipe, parse_overrides(changes), store, weights_from or None).open(Progress())
     show_config(run)
     run.store.check()
     # The command line guards all it starts; in a worker's process only Ray is started here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import threading
 import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,10 +15,15 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from pipelines.run import Done, Job, Run, perform
+from pipelines.search_pictures import PICTURES
+from pipelines.search_tables import search_rows, told
 from pipelines.tracking import never_raising
+from pipelines.trials import TrialLedger
+from pipelines.weights_from import WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from uuid import UUID
 
     from pipelines.stage import Stage
@@ -64,7 +70,7 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
     else:
         run.progress(stage.name, 1.0, "")
     if tracked is not None:
-        tracked.finished(done, training_place(run, stage))
+        tracked.finished(done, training_place(run, stage), lambda: run.store.fetch(done.folder))
     return done
 
 
@@ -86,6 +92,7 @@ class Tracked:
         self.tracker = tracker
         self._parent_name, self._parent_key = name, key
         self._parent: str | None = None
+        self._trials: set[tuple[str, int, bool]] = set()
         self.described = False
         """Whether the parent run has its config and its data."""
 
@@ -121,6 +128,10 @@ class Tracked:
                     run = self._run(job.stage.name, job.stage.key)
                     self.tracker.points(run, place)
                     self.tracker.sheets(run, place)
+                    if job.stage.name == "search":
+                        for trial in TrialLedger(place).all():
+                            if trial.ended:
+                                self._trial(run, job.stage.key, dataclasses.asdict(trial))
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(mirror,), name="mlflow", daemon=True)
@@ -135,7 +146,7 @@ class Tracked:
             over.set()
             thread.join(timeout=15)  # a server that hangs is not waited for
 
-    def finished(self, done: Done, place: Files) -> None:
+    def finished(self, done: Done, place: Files, folder: Callable[[], Path] | None = None) -> None:
         """A nested run of a finished stage, once: points, numbers of its result, its trials.
 
         Also for a stage of an earlier run, whose tracking server may not have answered then.
@@ -151,16 +162,38 @@ class Tracked:
                 metrics={"seconds": done.seconds} | _numbers(done.result),
                 tags={"sdn.folder": done.folder},
             )
-            for number, trial in enumerate(done.result.get("trials", [])):
-                self._trial(run, f"{done.key}-{number}", number, trial)
+            for trial in done.result.get("trials", []):
+                self._trial(run, done.key, trial)
+            if done.result.get("trials") and folder is not None:
+                self._search_files(run, done, folder())
             self.tracker.finish(run)
 
-    def _trial(self, parent: str, key: str, number: int, trial: dict[str, Any]) -> None:
-        run = self.tracker.run(f"trial {number}", key, parent)
-        score = {} if trial["score"] is None else {"score": trial["score"]}
-        tags = {"error": trial["error"]} if trial["error"] else {}
-        self.tracker.log(run, params=trial["weights"], metrics=score, tags=tags)
-        self.tracker.finish(run, "FINISHED" if trial["score"] is not None else "FAILED")
+    def _trial(self, parent: str, key: str, trial: dict[str, Any]) -> None:
+        """A nested run of a trial that has ended; said again it changes nothing."""
+        number = trial["number"]
+        if (key, number, "full" in trial) in self._trials:
+            return
+        run = self.tracker.run(f"trial {number}", f"{key}-{number}", parent)
+        full = trial.get("full", {})
+        metrics = {f"full/{n}": full[n] for n in ("value", "p_value") if n in full}
+        if "p_value" in trial:
+            metrics["p_value"] = trial["p_value"]
+        tags = {"sdn.state": trial["state"]}
+        if trial["reason"]:
+            tags["sdn.reason"] = trial["reason"][:5000]
+        self.tracker.log(run, params=trial["values"], metrics=metrics, tags=tags)
+        self.tracker.rungs(run, trial["points"])
+        states = {"failed": "FAILED", "stopped": "KILLED"}
+        self.tracker.finish(run, states.get(trial["state"], "FINISHED"))
+        self._trials.add((key, number, "full" in trial))
+
+    def _search_files(self, run: str, done: Done, folder: Path) -> None:
+        """Weights, trials and pictures of a search, as artifacts of its run."""
+        self.tracker.table(run, search_rows(done.result), "trials.json")
+        self.tracker.text(run, told(done.result), "choice.txt")
+        self.tracker.file(run, folder / WEIGHTS)
+        for path in sorted((folder / PICTURES).iterdir()):
+            self.tracker.file(run, path, PICTURES)
 
     def _run(self, name: str, key: str) -> str:
         return self.tracker.run(name, key, self.parent)

@@ -1,0 +1,86 @@
+"""Loss weights that an earlier search has found, by the run, the stage or the file they are in."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.store import DONE, open_store
+
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
+
+WEIGHTS = "weights.json"
+
+
+def found_changes(where: str, settings: Settings) -> dict[str, str]:
+    """Changes of a config that bring the values that a search has found, and search no more.
+
+    Args:
+        where: the id of an MLflow run (of the whole pipeline or of its search), the name of a
+            stage of the store (`search-0123456789abcdef`), or a `weights.json` or its folder.
+        settings: where store and MLflow are.
+
+    Raises:
+        ValueError: nothing of this name, or it holds no weights.
+    """
+    return _changes(_read(where, settings), where)
+
+
+def _read(where: str, settings: Settings) -> bytes:
+    path = Path(where).expanduser()
+    if path.is_dir():
+        path /= WEIGHTS
+    if path.is_file():
+        return path.read_bytes()
+    if re.fullmatch(r"search-[0-9a-f]{16}", where):
+        store = open_store(settings.store, settings.cache, settings.s3_endpoint)
+        if not store.files(f"stages/{where}").exists(DONE):
+            raise ValueError(f"--weights-from {where}: {store.uri} has no such finished search")
+        found = store.fetch(f"stages/{where}") / WEIGHTS
+        if not found.is_file():
+            raise ValueError(f"--weights-from {where}: that search had nothing to compare")
+        return found.read_bytes()
+    if re.fullmatch(r"[0-9a-f]{32}", where):
+        return _of_mlflow(where, settings)
+    raise ValueError(
+        f"--weights-from {where}: expected the id of an MLflow run, a search of the store such as "
+        f"search-0123456789abcdef, or a {WEIGHTS} or its folder"
+    )
+
+
+def _of_mlflow(run: str, settings: Settings) -> bytes:
+    from pipelines.tracking import TRACKING_ERRORS, client, tracking_uri
+
+    asked = client(settings)
+    try:
+        found = asked.get_run(run)
+        if found.data.tags.get("sdn.name") != "search":
+            nested = asked.search_runs(
+                [found.info.experiment_id],
+                f"tags.`mlflow.parentRunId` = '{run}' and tags.`sdn.name` = 'search'",
+            )
+            if not nested:
+                raise ValueError(f"--weights-from {run}: that run of MLflow has no search")
+            found = nested[0]
+        with tempfile.TemporaryDirectory(prefix="sdn-weights-") as folder:
+            path = asked.download_artifacts(found.info.run_id, WEIGHTS, folder)
+            return Path(path).read_bytes()
+    except (*TRACKING_ERRORS, OSError) as error:
+        raise ValueError(
+            f"--weights-from {run}: MLflow at {tracking_uri(settings)} gives no {WEIGHTS} of that "
+            f"run ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _changes(content: bytes, where: str) -> dict[str, str]:
+    try:
+        changes: dict[str, Any] = dict(json.loads(content)["changes"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"--weights-from {where}: its {WEIGHTS} is damaged or of another kind ({error!r})"
+        ) from error
+    return {key: json.dumps(value) for key, value in changes.items()} | {"search.trials": "0"}
