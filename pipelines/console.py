@@ -64,7 +64,7 @@ class Display:
                 name.replace("_", " "),
                 f"{seconds:.1f}",
                 f"{seconds / max(total_s, 1e-9):.0%}",
-                "" if done["fresh"] else "already done",
+                done["note"],
                 done["folder"],
             )
         table.add_row("start, tracking", f"{rest:.1f}", f"{rest / max(total_s, 1e-9):.0%}", "", "")

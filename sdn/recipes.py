@@ -69,7 +69,7 @@ def tiny() -> RunConfig:
         captions=CaptionConfig(dim=64, width=32, max_chars=128, epochs=3),
         student=StudentConfig(init="identity"),
         stage_one=_replace(stage, epochs=3),
-        search=SearchConfig(trials=2, images=320, captions=16, reruns=1, rerun_level=0.025),
+        search=SearchConfig(trials=2, images=320, captions=16, reruns=0),
         stage_two=_replace(stage, epochs=4),
         evaluation=EvaluationConfig(
             sheet=8, features_size=64, judge=JudgeConfig(dim=64, epochs=10, batch=32)

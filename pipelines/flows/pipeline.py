@@ -328,11 +328,22 @@ def summary(
                 "folder": done.folder,
                 "seconds": done.seconds,
                 "fresh": done.fresh,
+                "note": _note(done, stages["search"]),
                 "result": None if name in {"evaluate", "compare", "reference"} else done.result,
             }
             for name, done in stages.items()
         },
     }
+
+
+def _note(done: Done, searched: Done) -> str:
+    """Why a stage had no work to do; "" where it had."""
+    if done.fresh:
+        return ""
+    full = [trial.get("full", {}) for trial in searched.result["trials"]]
+    if searched.fresh and any(done.folder in one.get("stages", []) for one in full):
+        return "done by the search"
+    return "already done"
 
 
 def _computing_s(done: Done) -> float:

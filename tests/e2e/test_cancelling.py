@@ -9,6 +9,7 @@ import pytest
 from ray_cluster import ray_cluster
 
 from pipelines import jobs
+from pipelines.trials import TrialLedger
 from sdn.checkpoint import Checkpoints
 from sdn.data.files import LocalFolder
 
@@ -64,3 +65,38 @@ def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_p
     newest = Checkpoints(LocalFolder(place)).newest()
     assert newest is not None
     assert 0 < newest.step < newest.steps
+
+
+def test_cancelling_stops_a_search_within_30_s(chain, server, cluster, tmp_path):
+    """All trials end, no process and no actor is left, and no trial counts as failed for it."""
+    here, _ = chain
+    trainings = here.store / "training"
+    env = {"SDN_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    if cluster is not None:
+        env["SDN_RAY_ADDRESS"] = cluster.address
+    trials = 300 if cluster is None else 301
+    run = server.start(here.store, [f"search.trials={trials}", "search.images=4000"], env)
+
+    def searching():
+        assert server.state(run) in {"SCHEDULED", "PENDING", "RUNNING"}, server.log.read_text()
+        found = [TrialLedger(LocalFolder(one)) for one in trainings.glob("search-*")]
+        return [one for one in found if one.open() and sum(t.ended for t in one.all()) > 2]
+
+    (ledger,) = server.wait_until(searching, 240, "the end of three trials")
+    tree = psutil.Process(server.worker).children(recursive=True)
+    assert tree
+    began = time.monotonic()
+    server.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    server.wait_until(lambda: server.state(run) == "CANCELLED", 60, "the state CANCELLED")
+    server.wait_until(lambda: not any(one.is_running() for one in tree), 60, f"the end of {tree}")
+    gone = time.monotonic() - began
+    print(f"\nno process left after {gone:.1f} s")
+    assert gone < 30
+    if cluster is not None:
+        from ray.util.state import list_actors
+
+        alive = list_actors(address=cluster.dashboard, filters=[("state", "!=", "DEAD")])
+        assert not [one for one in alive if "Implicit" in one.class_name], alive
+    after = TrialLedger(ledger._files)
+    assert {trial.state for trial in after.all()} <= {"running", "finished", "stopped"}
+    assert len(after.all()) < trials

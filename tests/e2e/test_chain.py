@@ -80,18 +80,48 @@ def test_the_fits_consumed_whole_batches_once_an_epoch(chain, name):
     assert (found["epochs"], found["samples"]) == (config.epochs, config.epochs * per_epoch)
 
 
-def test_stage_two_used_the_weights_of_the_best_trial(chain):
-    """The search's trials differ, and stage two was trained with the best one's weights."""
+def test_short_trials_alone_do_not_replace_the_recipes_own_weights(chain):
+    """The search's trials differ, have scores, and without a re-run the recipe's weights stay."""
     _, answer = chain
     search = answer["stages"]["search"]["result"]
-    trials = search["trials"]
-    assert len(trials) == 2
-    assert trials[0]["weights"] != trials[1]["weights"]
-    best = max(trials, key=lambda trial: trial["score"])
-    best = trials[0] if best["score"] == trials[0]["score"] else best
+    own, other = search["trials"]
+    assert own["values"] == search["own"] != other["values"]
+    assert own["state"] == "finished"
+    assert all(trial["value"] > 0 for trial in (own, other))
+    assert search["chosen"] == 0
+    assert "search.reruns=0" in search["reason"]
     used = answer["stages"]["stage_two"]["result"]["weights"]
-    assert {k: used[k] for k in best["weights"]} == best["weights"]
-    assert trials[search["best"]] == best
+    assert {k: used[k] for k in own["values"]} == own["values"]
+    pictures = folder_of(chain, "search") / "pictures"
+    assert Image.open(pictures / "history.png").width > 300
+    assert "Plotly" in (pictures / "parallel-coordinates.html").read_text()
+
+
+def test_a_rerun_is_the_stage_that_follows_and_its_weights_can_be_reused(chain):
+    """Re-run at full length, the taken trial is not trained again; another run takes its weights.
+
+    A level of nearly a half takes whatever is better at all.
+    """
+    here, answer = chain
+    changes = ["search.reruns=1", "search.rerun_level=1", "search.level=0.49"]
+    options = [part for change in changes for part in ("--set", change)]
+    again = here.run(*options)
+    search = again["stages"]["search"]["result"]
+    assert [trial.get("full") is not None for trial in search["trials"]] == [True, True]
+    full = [trial["full"]["value"] for trial in search["trials"]]
+    taken = search["chosen"]
+    assert (taken == 1) <= (full[1] < full[0])
+    assert search["trials"][taken]["full"]["stages"] == [again["stages"]["stage_two"]["folder"]]
+    assert not again["stages"]["stage_two"]["fresh"]
+    used = again["stages"]["stage_two"]["result"]["weights"]
+    values = search["trials"][taken]["values"]
+    assert {k: used[k] for k in values} == pytest.approx(values)
+    assert search["rank_correlation"]["trials"] == 2
+    name = Path(again["stages"]["search"]["folder"]).name
+    reused = here.run("--weights-from", name)
+    assert reused["stages"]["search"]["result"]["trials"] == []
+    assert reused["stages"]["stage_two"]["key"] == again["stages"]["stage_two"]["key"]
+    assert answer["stages"]["stage_one"]["key"] == reused["stages"]["stage_one"]["key"]
 
 
 def test_every_term_is_logged_under_its_own_name(chain):
@@ -138,6 +168,8 @@ print(json.dumps({
     "params": {r.data.tags["sdn.name"]: len(r.data.params) for r in runs},
     "artifacts": [f.path for r in runs if r.data.tags["sdn.name"] == "tiny"
                   for f in client.list_artifacts(r.info.run_id)],
+    "search": [f.path for r in runs if r.data.tags["sdn.name"] == "search"
+               for f in client.list_artifacts(r.info.run_id)],
     "version": version.version, "tags": version.tags, "card": version.description,
     "same": same, "history": history, "signature": model.metadata.signature.to_dict()}))
 """
@@ -154,7 +186,10 @@ print(json.dumps({
     assert {*STAGES, "trial 0", "trial 1"} == set(nested)
     assert {nested[name][2] for name in STAGES} == {parent[0]}
     assert nested["trial 0"][2] == nested["search"][0]
-    assert {run[3] for run in found["runs"]} == {"FINISHED"}
+    # A trial that was behind at a rung was stopped.
+    assert {run[3] for run in found["runs"] if run[1] != "trial 1"} == {"FINISHED"}
+    assert nested["trial 1"][3] in {"FINISHED", "KILLED"}
+    assert {"weights.json", "trials.json", "pictures"} <= set(found["search"])
     assert found["params"]["tiny"] > 50
     assert {"config.json", "contact-sheet.png", "report.html"} <= set(found["artifacts"])
     assert found["history"]["stage_one"] == len(list(read_points(folder_of(chain, "stage_one"))))
