@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _ATTEMPTS = 2
 """How often a trial is begun again whose process was lost."""
+_LATE = "the time for trials (search.minutes) was over"
 
 
 def run_trials(
@@ -56,9 +57,10 @@ def run_trials(
     search = config.search
     left = None if search.minutes is None else 60 * search.minutes - ledger.spent_s
     wanting = search.trials - sum(trial.ended for trial in ledger.all())
-    if wanting <= 0 or (left is not None and left <= 0):
+    following = _Following(ledger, listen, left)
+    if wanting <= 0 or following.late():
+        following.end()
         return
-    following = _Following(ledger, listen)
     tuner = _tuner(order, following, config, settings, wanting, left)
     done: Future[Any] = Future()
 
@@ -77,14 +79,11 @@ def run_trials(
             following.check()
         done.result()
         following.check()
+        following.end()
     finally:
         following.close()
         if started_here():
             free_reserved()
-    if left is not None and ledger.spent_s >= 60 * search.minutes - 1:  # type: ignore[operator]
-        for trial in ledger.open():
-            trial.state, trial.reason = "stopped", "the time for trials (search.minutes) is over"
-            ledger.write(trial)
 
 
 def _tuner(
@@ -198,8 +197,10 @@ def _scheduler(config: RunConfig, ledger: TrialLedger) -> Any:
 class _Following:
     """Puts down in the ledger what Tune tells of its trials."""
 
-    def __init__(self, ledger: TrialLedger, listen: Callable[[Trial], None]) -> None:
-        self.ledger, self._listen = ledger, listen
+    def __init__(
+        self, ledger: TrialLedger, listen: Callable[[Trial], None], left_s: float | None = None
+    ) -> None:
+        self.ledger, self._listen, self._left_s = ledger, listen, left_s
         self._began, self._before = time.monotonic(), ledger.spent_s
         self._numbers: dict[str, int] = {}
         self._lock, self._open = threading.Lock(), True
@@ -208,6 +209,17 @@ class _Following:
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps callbacks with the experiment, but what listens belongs to this process.
         return {"_open": False}
+
+    def late(self) -> bool:
+        """Whether the time for trials is over."""
+        return self._left_s is not None and time.monotonic() - self._began >= self._left_s
+
+    def end(self) -> None:
+        """Tune has ended by itself: where the time is over, nothing is left to be gone on with."""
+        if self.late():
+            for trial in self.ledger.open():
+                trial.state, trial.reason = "stopped", _LATE
+                self.ledger.write(trial)
 
     def close(self) -> None:
         """From now on nothing is put down: what comes now is Ray being ended."""
@@ -252,10 +264,13 @@ class _Following:
                 return
             if error is not None:
                 trial.state, trial.reason = "failed", reason(error)
+            elif self.late():
+                trial.state, trial.reason = "stopped", _LATE
             elif trial.points:
-                trial.state = "stopped"
-                trial.reason = f"behind the others at {trial.images_seen:,} images seen"
-            # Without a point the time for trials is over; that is put down at the end.
+                behind = f"behind the others at {trial.images_seen:,} images seen"
+                trial.state, trial.reason = "stopped", behind
+            else:
+                trial.state, trial.reason = "failed", "it ended without a score"
 
         self._edit(tune_id, change)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ HISTORY, PARALLEL, IMPORTANCE = "history", "parallel-coordinates", "importance"
 PICTURES = "pictures"
 """Folder of the stage."""
 _LEAST = 4
-"""Trials below which nothing can be said of importance."""
+"""Trials with a score below which nothing can be said of importance."""
 
 
 def write_pictures(folder: Path, trials: Sequence[Trial], config: RunConfig) -> dict[str, str]:
@@ -40,13 +41,17 @@ def write_pictures(folder: Path, trials: Sequence[Trial], config: RunConfig) -> 
         Name of a picture -> why it could not be drawn; empty where all were.
     """
     import matplotlib as mpl
+    import optuna
 
     place = folder / PICTURES
     place.mkdir(exist_ok=True)
     study = study_of([_ended(trial) for trial in trials], space_of(config), config.search)
     label = "KID" if lower_is_better(config.search) else "reciprocal rank"
     missing = {}
-    with mpl.rc_context({"backend": "Agg", "figure.figsize": (10, 5), "figure.dpi": 110}):
+    looks = {"backend": "Agg", "figure.figsize": (10, 5), "figure.dpi": 110}
+    with mpl.rc_context(looks), warnings.catch_warnings():  # type: ignore[arg-type]
+        # Optuna calls its matplotlib plots experimental; they have been so for years.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         for name, draw in _pages(study, label).items():
             try:
                 draw(place)
@@ -74,8 +79,9 @@ def _pages(study: optuna.Study, label: str) -> dict[str, Callable[[Path], None]]
         from matplotlib import pyplot as plt
 
         page, printed = drawn[name]
-        if name == IMPORTANCE and len(study.trials) < _LEAST:
-            raise ValueError(f"importance needs {_LEAST} trials, there are {len(study.trials)}")
+        scored = sum(trial.value is not None for trial in study.trials)
+        if name == IMPORTANCE and scored < _LEAST:
+            raise ValueError(f"importance needs {_LEAST} trials with a score, there are {scored}")
         page(study, target_name=label).write_html(place / f"{name}.html", include_plotlyjs=True)
         axes: Any = printed(study, target_name=label)
         axes.figure.savefig(place / f"{name}.png", bbox_inches="tight")

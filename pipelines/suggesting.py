@@ -104,8 +104,10 @@ def ledger_searcher(config: RunConfig, ledger: TrialLedger) -> Any:
     from ray.tune.search import Searcher
 
     class LedgerSearcher(Searcher):
-        def __init__(self) -> None:
+        # Held by the object, not by its class: who unpickles it here would change the class.
+        def __init__(self, config: RunConfig, ledger: TrialLedger) -> None:
             super().__init__()
+            self._config, self._ledger = config, ledger
             self._open = [trial.number for trial in ledger.open()]
 
         def __getstate__(self) -> dict[str, Any]:
@@ -113,6 +115,7 @@ def ledger_searcher(config: RunConfig, ledger: TrialLedger) -> Any:
 
         def suggest(self, trial_id: str) -> Any:
             del trial_id
+            config, ledger = self._config, self._ledger
             if self._open:
                 trial = ledger.trials[self._open.pop(0)]
             else:
@@ -134,4 +137,4 @@ def ledger_searcher(config: RunConfig, ledger: TrialLedger) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             del checkpoint_path
 
-    return LedgerSearcher()
+    return LedgerSearcher(config, ledger)

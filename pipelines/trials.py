@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ class TrialLedger:
         self.spent_s = 0.0
         """Time used up by trials, in all attempts together."""
         if files.exists(SPENT):
-            self.spent_s = float(json.loads(files.read(SPENT))["seconds"])
+            self.spent_s = _spent(files)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps what it is given with the experiment; the ledger belongs to this process.
@@ -119,15 +119,30 @@ class TrialLedger:
 def _read(files: Files, name: str) -> Trial:
     try:
         trial = Trial(**json.loads(files.read(name)))
-        whole = name == f"{TRIALS}/{trial.number:04d}.json" and isinstance(trial.values, dict)
-        problem = "" if whole else "it is of another trial"
-    except (ValueError, TypeError, KeyError) as error:
+        whole = (
+            name == f"{TRIALS}/{trial.number:04d}.json"
+            and isinstance(trial.values, dict)
+            and trial.state in get_args(State)
+            and all({"images_seen", "value", "seconds"} <= point.keys() for point in trial.points)
+        )
+        problem = "" if whole else "number, values, state and points are not those of this trial"
+    except (ValueError, TypeError, AttributeError) as error:
         problem = str(error)
     if problem:
         raise ValueError(
             f"{files.uri}/{name} is damaged ({problem}): delete it, and the trial is run again"
         )
     return trial
+
+
+def _spent(files: Files) -> float:
+    try:
+        return float(json.loads(files.read(SPENT))["seconds"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{files.uri}/{SPENT} is damaged ({error!r}): delete it, and the time for trials is "
+            "counted anew"
+        ) from error
 
 
 def lower_is_better(search: SearchConfig) -> bool:

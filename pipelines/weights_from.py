@@ -70,9 +70,10 @@ def _of_mlflow(run: str, settings: Settings) -> bytes:
             path = asked.download_artifacts(found.info.run_id, WEIGHTS, folder)
             return Path(path).read_bytes()
     except (*TRACKING_ERRORS, OSError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"--weights-from {run}: MLflow at {tracking_uri(settings)} gives no {WEIGHTS} of that "
-            f"run ({str(error).splitlines()[0]})"
+            f"run ({why})"
         ) from error
 
 

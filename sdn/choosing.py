@@ -118,9 +118,10 @@ def rank_correlation(short: Mapping[int, float], full: Mapping[int, float]) -> d
     if len(both) < _LEAST:
         why = f"needs {_LEAST} trials at full length, there are {len(both)} (search.reruns)"
         return found | {"withheld": why}
-    result = spearmanr([short[n] for n in both], [full[n] for n in both])
-    if not result.statistic == result.statistic:  # noqa: SIM201 (nan: all scores equal)
+    scores = [[short[n] for n in both], [full[n] for n in both]]
+    if any(len(set(of_one)) == 1 for of_one in scores):
         return found | {"withheld": "the scores do not differ"}
+    result = spearmanr(*scores)
     return found | {"value": float(result.statistic), "p_value": float(result.pvalue)}
 
 

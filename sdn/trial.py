@@ -13,16 +13,15 @@ from sdn.data.dataset import open_dataset
 from sdn.ranks import ALONE, Rank
 from sdn.space import own_share
 from sdn.stage_run import images_of, new_student, open_stage, stage_plan, steps_of
-from sdn.training import train
+from sdn.training import copied, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from sdn.checkpoint import Checkpoint
     from sdn.config import RunConfig, SearchConfig
-    from sdn.data.records import Batch
     from sdn.stage_run import StageInputs
     from sdn.stages import StageName
     from sdn.student import Student
@@ -104,7 +103,7 @@ def run_trial(
     config = trial_config(config, open_dataset(inputs.data).samples("train"))
     stages: tuple[StageName, ...] = ("stage_two",)
     student: Student | None = None
-    before = 0
+    before, spent = 0, 0.0
     if config.search.stage_one:
         inputs = dataclasses.replace(inputs, start=None)
         stages = ("stage_one", "stage_two")
@@ -139,34 +138,34 @@ def run_trial(
             look(0.0)
         while trainer.step < trainer.steps:
             began = time.monotonic()
-            ahead = [rung for rung in rungs[:-1] if rung > before + trainer.images_seen]
+            seen = before + trainer.images_seen
+            rung = next((rung for rung in rungs[:-1] if rung > seen), math.inf)
             train(
                 trainer,
-                _until(batches, trainer, ahead[0] - before if ahead else None),
+                batches,
                 work.advance,
                 save_every=trainer.steps,
                 save=lambda: None,
                 report=lambda step: None,
                 rank=rank,
+                stopping=partial(_has_seen, trainer, rung - before),
             )
-            if trainer.step < trainer.steps or name == stages[-1]:
-                look(time.monotonic() - began)
+            spent += time.monotonic() - began
+            if before + trainer.images_seen >= rung or name == stages[-1]:
+                look(spent)
+                spent = 0.0
         before += trainer.images_seen
         student = new_student(config)
         student.load_state_dict(_on_cpu(trainer))
 
 
-def _until(batches: Iterator[Batch], trainer: Trainer, images: int | None) -> Iterator[Batch]:
-    """The next batches, up to the one with which so many images have been seen; None: all."""
-    while images is None or trainer.images_seen < images:
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+def _has_seen(trainer: Trainer, images: float) -> bool:
+    return trainer.images_seen >= images
 
 
 def _on_cpu(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in trainer.weights().items()}
+    found: dict[str, Tensor] = copied(trainer.weights())  # the trainer's own would go on changing
+    return found
 
 
 def _images(config: RunConfig, inputs: StageInputs) -> int:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sdn.stage_run import StageInputs
 
 _BATCH = 64
+_LEAST = 3
+"""Images below which there is no KID and no gain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +59,18 @@ class Validation:
         reference: folder of the reference: real images in the feature network.
 
         Raises:
-            ValueError: no validation split.
+            ValueError: no validation split, or one of fewer images than a gain can be told by.
         """
         self.config, self.kind = config, config.search.score
         self._encoder = open_encoder(inputs.captions / ENCODER)
         most = config.search.captions
         blocks = split_blocks(inputs.data, "validation", most=most)
         self.captions = [found[0] for block in blocks for found in block.captions]
+        if len(self.captions) < _LEAST:
+            raise ValueError(
+                f"the data set has {len(self.captions)} validation images, and ranking students "
+                f"needs at least {_LEAST}: raise data.validation_share"
+            )
         if self.kind == "kid":
             self._network = open_network(config.evaluation, inputs.teacher)
             held = open_reference(reference)
@@ -111,6 +118,6 @@ def unpack_parts(data: bytes) -> Tensor:
         ValueError: the bytes do not hold whole rows.
     """
     dim = int(np.frombuffer(data[:8], np.int64)[0]) if len(data) >= 8 else 0
-    if dim < 1 or (len(data) - 8) % (4 * dim):
+    if dim < 1 or len(data) == 8 or (len(data) - 8) % (4 * dim):
         raise ValueError(f"{len(data)} bytes are no whole rows of {dim} numbers")
     return torch.from_numpy(np.frombuffer(data[8:], np.float32).reshape(-1, dim).copy())

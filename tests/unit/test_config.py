@@ -7,6 +7,7 @@ from sdn.config import (
     DataConfig,
     EvaluationConfig,
     LossWeights,
+    Range,
     RunConfig,
     SearchConfig,
     StageConfig,
@@ -48,6 +49,18 @@ def value_at(config, dotted):
         ("evaluation.inception_sha256", "12345678", "12345678"),
         ("evaluation.judge.noise", "0", 0.0),
         ("promotion.margin", "1", 1.0),
+        ("search.scheduler", "pbt", "pbt"),
+        ("search.score", "retrieval", "retrieval"),
+        ("search.stage_one", "true", True),
+        ("search.first_images", "100", 100),
+        ("search.first_images", "null", None),
+        ("search.minutes", "5", 5.0),
+        ("search.minutes", "null", None),
+        ("search.rerun_level", "1", 1.0),
+        ("search.space.conv3.high", "2", 2.0),
+        ("search.space.rate", '{"low": 0.5}', Range(low=0.5)),
+        ("search.space", '{"pool2": {"low": 1, "high": 3}}', {"pool2": Range(low=1, high=3)}),
+        ("search.space", "{}", {}),
     ],
 )
 def test_override_of_each_type(key, text, value):
@@ -87,6 +100,9 @@ def test_tap_weight_replaces_its_groups():
         ("stage_two.epoch", ["stage_two.epoch", "did you mean stage_two.epochs?"]),
         ("stage_tow.epochs", ["stage_tow.epochs", "did you mean stage_two?"]),
         ("stage_one.weights.cnv3", ["did you mean stage_one.weights.conv3?"]),
+        ("search.low", ["'search.low'", "search.space, search.stage_one"]),
+        ("search.space.conv1.hihg", ["did you mean search.space.conv1.high?"]),
+        ("search.space.rate.low", ["'search.space.rate.low'", "search.space.conv1"]),
         ("foo.bar", ["'foo.bar'", "Known here: name, data, teacher"]),
         ("zzz", ["'zzz'", "Known here: name, data, teacher"]),
         ("data.source.name", ["'data.source.name'", "data.source"]),
@@ -115,6 +131,13 @@ def test_unknown_key_names_the_nearest(key, words):
         ("teacher", "3", ["teacher is a group of keys", "3"]),
         ("stage_one.weights.taps", "3", ["stage_one.weights.taps must be a JSON object"]),
         ("stage_one.weights.taps.conv1_1", "x", ["stage_one.weights.taps.conv1_1 must be float"]),
+        ("search.scheduler", "hyperband", ["search.scheduler must be one of", "'pbt'"]),
+        ("search.score", "fid", ["search.score must be one of", "'kid', 'retrieval'", "fid"]),
+        ("search.stage_one", "1", ["search.stage_one must be bool", "1"]),
+        ("search.minutes", "soon", ["search.minutes must be float", "'soon'"]),
+        ("search.space", "conv1", ["search.space must be a JSON object", "'conv1'"]),
+        ("search.space", '{"rate": [0.1, 10]}', ["search.space.rate is a group of keys"]),
+        ("search.space.conv1.low", "null", ["search.space.conv1.low must be float", "None"]),
     ],
 )
 def test_value_of_another_type_is_named(key, text, words):
@@ -161,8 +184,24 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("stage_two.weights.taps.pool1", "-1", "weights.pool1 must be >= 0, not -1"),
         ("search.trials", "-1", "search.trials must be >= 0"),
         ("search.images", "0", "search.images must be > 0"),
-        ("search.low", "20", r"search.low must be in \(0, search.high\]"),
-        ("search.captions", "1", "search.captions must be > 1"),
+        ("search.reruns", "-1", "search.reruns must be >= 0, not -1"),
+        ("search.random_trials", "-1", "search.random_trials must be >= 0, not -1"),
+        ("search.seed", "-1", "search.seed must be >= 0, not -1"),
+        ("search.workers", "0", "search.workers must be > 0, not 0"),
+        ("search.captions", "5", "search.captions must be > 5, not 5"),
+        ("search.reduction", "1", "search.reduction must be > 1, not 1"),
+        ("search.level", "0", r"search.level must be in \(0, 0.5\), not 0"),
+        ("search.level", "0.5", r"search.level must be in \(0, 0.5\), not 0.5"),
+        ("search.rerun_level", "0", r"search.rerun_level must be in \(0, 1\], not 0"),
+        ("search.rerun_level", "1.01", r"search.rerun_level must be in \(0, 1\], not 1.01"),
+        ("search.minutes", "0", "search.minutes must be > 0 or null, not 0"),
+        ("search.minutes", "NaN", "search.minutes must be > 0 or null, not nan"),
+        ("search.first_images", "0", r"in \[1, search.images = 320\], not 0"),
+        ("search.first_images", "321", r"in \[1, search.images = 320\], not 321"),
+        ("search.space.conv1.low", "0", "satisfy 0 < low <= 1 <= high, not low 0.0, high 10"),
+        ("search.space.conv1.low", "1.5", "not low 1.5, high 10"),
+        ("search.space.conv1.low", "NaN", "not low nan"),
+        ("search.space.conv1.high", "0.9", "not low 0.1, high 0.9"),
         ("evaluation.sheet", "0", "evaluation.sheet must be > 0"),
         ("evaluation.samples", "0", "evaluation.samples must be > 0"),
         ("evaluation.real_images", "0", "evaluation.real_images must be > 0"),
@@ -201,6 +240,52 @@ def test_all_loss_weights_zero():
     with pytest.raises(ValueError, match="at least one loss weight must be > 0"):
         LossWeights(**nothing)
     assert LossWeights(**nothing, taps={"pool5": 1.0}).of("pool5") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["conv6", "conv0", "conv1_5", "conv1_0", "pool6", "Image", "rate2", "", "beta2", "rate "],
+)
+def test_what_cannot_be_searched_is_named(name):
+    """A name of nothing that a search varies is refused with what can be, for both stages."""
+    for whole in (name, f"stage_one.{name}"):
+        with pytest.raises(ValueError, match="nothing of this name can be searched") as caught:
+            SearchConfig(space={"image": Range(), whole: Range()}, stage_one=True)
+        assert str(caught.value).startswith(f"search.space.{whole}: ")
+    with pytest.raises(ValueError, match="nothing of this name"):
+        SearchConfig(space={"stage_one.share": Range()}, stage_one=True)
+
+
+@pytest.mark.parametrize("name", ["image", "conv3", "conv5_4", "pool1", "rate"])
+def test_stage_ones_values_need_its_search(name):
+    """Values of stage one, and share, are searched only where trials train stage one too."""
+    found = SearchConfig(space={name: Range()})
+    assert found.space == {name: Range(low=0.1, high=10)}
+    for about_one in (f"stage_one.{name}", "share"):
+        with pytest.raises(ValueError, match=r"it needs search\.stage_one=true") as caught:
+            SearchConfig(space={about_one: Range()})
+        assert str(caught.value).startswith(f"search.space.{about_one} is about stage one")
+        assert SearchConfig(space={about_one: Range()}, stage_one=True).space
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"stage_one": True}])
+def test_a_population_trains_stage_two_on_one_worker(changes):
+    """pbt goes with neither several workers nor stage one; the other schedulers go with both."""
+    with pytest.raises(ValueError, match=r"it needs search\.workers=1 and search\.stage_one=false"):
+        SearchConfig(scheduler="pbt", **changes)
+    assert SearchConfig(scheduler="pbt").workers == 1
+    for scheduler in ("asha", "none"):
+        assert SearchConfig(scheduler=scheduler, **changes).scheduler == scheduler
+
+
+def test_a_range_holds_the_recipes_own_value():
+    """Factors lie about 1, which may be an end; several values of the default are independent."""
+    assert (Range().low, Range().high) == (0.1, 10)
+    assert Range(low=1, high=1) == Range(low=1.0, high=1.0)
+    first, second = SearchConfig(), SearchConfig()
+    assert first.space == second.space
+    assert first.space is not second.space
+    assert set(first.space) == {"image", "conv1", "conv2", "conv3", "conv4", "conv5"}
 
 
 def test_shares_must_leave_something_to_train_on():
@@ -258,6 +343,8 @@ def test_recipe_survives_json(name):
 def test_missing_keys_take_their_defaults():
     """A config from an older file without a key takes that key's default."""
     assert from_dict(SearchConfig, {"trials": 9}) == SearchConfig(trials=9)
+    half = from_dict(SearchConfig, {"space": {"rate": {"low": 0.5}}})
+    assert half.space == {"rate": Range(low=0.5, high=10)}
     assert from_dict(EvaluationConfig, {}) == EvaluationConfig()
 
 

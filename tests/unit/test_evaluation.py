@@ -13,7 +13,7 @@ from evaluated import config_of, make_evaluator, make_inputs, make_places
 from sdn.baselines import TONES
 from sdn.caption_fitting import fit_captions
 from sdn.captions import new_encoder, open_encoder, save_encoder
-from sdn.config import CaptionConfig, SearchConfig
+from sdn.config import CaptionConfig
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
 from sdn.draws import plan_draws
@@ -27,7 +27,6 @@ from sdn.evaluation import (
     pictures,
     probe_embedding,
     synthesizer_of,
-    validation_score,
 )
 from sdn.features.networks import open_network
 from sdn.features.rows import Rows
@@ -381,85 +380,6 @@ def test_weights_in_memory_are_those_drawn_with():
         before, synthesizer_of(config, encoder, new_student(config).state_dict())(["a bird"])
     )
     assert not torch.equal(before, synthesizer_of(config, encoder, weights)(["a bird"]))
-
-
-def test_validation_score_does_not_read_the_test_split(tmp_path):
-    """The score that ranks trials is the same with the test split's files gone."""
-    config = config_of()
-    inputs = make_inputs(tmp_path, plain())
-    weights = new_student(config).state_dict()
-    before = validation_score(config, inputs, weights)
-    for shard in open_dataset(inputs.data).shards("test"):
-        found = [path for path in inputs.data.rglob("*") if path.stem == shard_stem(shard)]
-        assert found
-        for path in found:
-            path.unlink()
-    with pytest.raises(Exception, match="test"):
-        load_split(inputs.data, "test")
-    assert validation_score(config, inputs, weights) == before
-    assert 0 < before <= 1
-
-
-def shard_stem(shard):
-    return shard.name.rsplit("/", 1)[-1].split(".", 1)[0]
-
-
-class Knowing:
-    """A model that draws the true images of the captions it is asked for."""
-
-    def __init__(self, inputs):
-        self.asked, self.held = [], load_split(inputs.data, "validation")
-
-    def of_data(self, captions):
-        self.asked.append(list(captions))
-        return self.held.pixels[: len(captions)]
-
-
-def test_validation_score_ranks(tmp_path, monkeypatch):
-    """A model that draws the true images scores 1, and fewer captions can be asked for."""
-    inputs = make_inputs(tmp_path, plain())
-    model = Knowing(inputs)
-    monkeypatch.setattr("sdn.evaluation.synthesizer_of", lambda *arguments: model)
-    for captions in (99, 3, 2):
-        config = config_of(search=SearchConfig(captions=captions))
-        assert validation_score(config, inputs, {}) == 1
-    assert [len(captions) for captions in model.asked] == [4, 3, 2]
-    assert model.asked[0] == [found[0] for found in model.held.captions]
-
-
-def test_validation_score_counts_equal_images_once(tmp_path, monkeypatch):
-    """A validation image that is in training too is first, and its copies worsen no rank."""
-    records = [tiny_data.record(n) for n in range(6)]
-    records += [tiny_data.record(10 + n, image=records[0].image) for n in range(5)]
-    records += [
-        tiny_data.record(20, "validation", image=records[0].image),
-        tiny_data.record(21, "validation"),
-    ]
-    inputs = make_inputs(tmp_path, records)
-    model = Knowing(inputs)
-    monkeypatch.setattr("sdn.evaluation.synthesizer_of", lambda *arguments: model)
-    assert validation_score(config_of(), inputs, {}) == 1
-    row = model.held.keys.index("item-20")
-    # Both captions draw the image with six copies: its own is first, the other one's is second,
-    # behind one image and not behind six.
-    model.held.pixels[1 - row] = model.held.pixels[row]
-    assert 0.5 < validation_score(config_of(), inputs, {}) <= 0.75
-
-
-def test_validation_score_follows_the_weights_alone(tmp_path):
-    """Students are ranked by what they draw: not all score the same, whatever the loss weights."""
-    inputs = make_inputs(tmp_path, plain())
-    config = config_of(search=SearchConfig(captions=2))
-    scores = set()
-    for seed in range(6):
-        generator = torch.Generator().manual_seed(seed)
-        weights = {
-            name: torch.randn(value.shape, generator=generator) * 0.3
-            for name, value in new_student(config).state_dict().items()
-        }
-        scores.add(validation_score(config, inputs, weights))
-    assert len(scores) > 1
-    assert all(0 < score <= 1 for score in scores)
 
 
 def test_probe_embedding_without_labels(tmp_path):

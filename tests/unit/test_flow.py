@@ -1,6 +1,6 @@
 """What the flow hands from stage to stage, and what decides whether a stage is done."""
 
-import dataclasses
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,60 +9,202 @@ from mlflow.exceptions import MlflowException
 from pipelines.flows import pipeline as module
 from pipelines.flows.stages import Tracked, do
 from pipelines.run import Done, Job, RunSpec
+from pipelines.search_pictures import PICTURES
+from pipelines.searching import weights_content
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker
+from pipelines.weights_from import WEIGHTS
 from pipelines.work import check_splits, possible_workers
-from sdn.config import DataConfig, LossWeights, to_dict
+from sdn.choosing import Choice
+from sdn.config import DataConfig, to_dict, with_overrides
 from sdn.data.files import LocalFolder
 from sdn.data.sources.fingerprint import fingerprint
 from sdn.recipes import recipe
+from sdn.space import own_values, with_values
 
 
 def done(name, result):
     return Done(name=name, key=f"key of {name}", folder=name, result=result, seconds=1, fresh=True)
 
 
-def test_stage_two_gets_the_weights_that_the_search_chose(monkeypatch, tmp_path):
-    """Stage two's key, and so its training, is that of the search's weights, not the recipe's."""
-    found = LossWeights(image=7, conv1=6, conv2=5, conv3=4, conv4=3, conv5=2)
-    asked = {}
+FOUND = {"conv1": 6.0, "image": 70.0}
+"""Values that a search chose."""
+NOTHING = {"values": {}, "trials": [], "chosen": None, "reason": "nothing was searched"}
 
-    def instead(run, job, tracked=None):
-        asked[job.stage.name] = job.stage
-        result = {
-            "manifest": "m", "samples": {"train": 9, "validation": 9, "test": 9}, "sha256": "t",
-            "weights": to_dict(found), "place": "nowhere",
-        }  # fmt: skip
-        return done(job.stage.name, result)
 
-    class Tracked:
-        def __init__(self, *args):
-            pass
+class Store:
+    uri = "nowhere"
 
-        finished = __init__
+    def __init__(self, folder):
+        self.folder = folder
 
-        def failing(self):
-            return pytest.MonkeyPatch().context()
+    def fetch(self, _folder):
+        return self.folder
 
-    class Store:
-        uri = "nowhere"
+    def files(self, _folder):
+        return LocalFolder(self.folder)
 
-        def fetch(self, _folder):
-            return tmp_path
 
-        def files(self, _folder):
-            return LocalFolder(tmp_path)
+@pytest.fixture
+def stages_of(monkeypatch, tmp_path):
+    """Run the chain of a run without its work: stages in order, and what the search is to find."""
 
-    monkeypatch.setattr(module, "do", instead)
-    monkeypatch.setattr(module, "Tracked", Tracked)
-    for name in ("parent_key", "register", "show_data", "describe", "show_result", "summary"):
-        monkeypatch.setattr(module, name, lambda *args: None)
-    run = RunSpec("tiny", store=str(tmp_path)).open()
-    object.__setattr__(run, "store", Store())
-    module.chain(run)
-    assert asked["stage_two"].config["stage"]["weights"] == to_dict(found)
-    assert asked["stage_one"].config["stage"]["weights"] == to_dict(run.config.stage_one.weights)
-    assert asked["stage_two"].inputs["start"] == "key of stage_one"
+    def chain(run, values):
+        asked = {}
+
+        def instead(run, job, tracked=None):
+            asked[job.stage.name] = job
+            result = {
+                "manifest": "m", "samples": {"train": 9, "validation": 9, "test": 9},
+                "sha256": "t", "place": "nowhere",
+            }  # fmt: skip
+            if job.stage.name == "search" and values is None:
+                result = job.work(tmp_path)  # nothing is searched
+            elif job.stage.name == "search":
+                result = NOTHING | {"values": values}
+            return done(job.stage.name, result)
+
+        class Tracked:
+            def __init__(self, *args):
+                pass
+
+            finished = __init__
+
+            def failing(self):
+                return pytest.MonkeyPatch().context()
+
+        monkeypatch.setattr(module, "do", instead)
+        monkeypatch.setattr(module, "Tracked", Tracked)
+        for name in ("parent_key", "register", "show_data", "describe", "show_result", "summary"):
+            monkeypatch.setattr(module, name, lambda *args: None)
+        object.__setattr__(run, "store", Store(tmp_path))
+        module.chain(run)
+        return {name: job.stage for name, job in asked.items()}
+
+    return chain
+
+
+def test_stage_two_gets_the_values_that_the_search_chose(stages_of, tmp_path):
+    """Stage two's key, and so its training, is that of the search's values, not the recipe's."""
+    run = RunSpec("tiny", {"search.trials": "4"}, store=str(tmp_path)).open()
+    stages = stages_of(run, FOUND)
+    expected = with_values(run.config, FOUND)
+    assert expected != run.config
+    assert stages["stage_two"].config["stage"] == to_dict(expected.stage_two)
+    assert stages["stage_one"].config["stage"] == to_dict(run.config.stage_one)
+    assert stages["stage_two"].inputs["start"] == "key of stage_one"
+    names = list(stages)
+    assert names.index("stage_one") < names.index("search") < names.index("stage_two")
+    assert stages["search"].inputs["start"] == "key of stage_one"
+    assert stages["search"].inputs["reference"] == "key of reference"
+
+
+def test_the_recipes_own_values_stay(stages_of, tmp_path):
+    """Where the search has found nothing better stage two is that of the recipe alone."""
+    run = RunSpec("tiny", {"search.trials": "4"}, store=str(tmp_path)).open()
+    stages = stages_of(run, {})
+    alone = stages_of(RunSpec("tiny", {"search.trials": "0"}, str(tmp_path)).open(), None)
+    assert stages["stage_two"] == alone["stage_two"]
+    assert stages["stage_two"].config["stage"] == to_dict(run.config.stage_two)
+    assert stages["search"].key != alone["search"].key
+
+
+def test_a_search_of_both_stages_comes_before_both(stages_of, tmp_path):
+    """Stage one has the values that were found for it, and does not start the search."""
+    space = json.dumps({"share": {}, "stage_one.conv3": {}, "conv1": {}})
+    changes = {"search.trials": "4", "search.stage_one": "true", "search.space": space}
+    run = RunSpec("tiny", changes, str(tmp_path)).open()
+    values = {"share": 0.25, "stage_one.conv3": 5.0, "conv1": 6.0}
+    stages = stages_of(run, values)
+    expected = with_values(run.config, values)
+    assert stages["stage_one"].config["stage"] == to_dict(expected.stage_one)
+    assert stages["stage_two"].config["stage"] == to_dict(expected.stage_two)
+    names = list(stages)
+    assert names.index("search") < names.index("stage_one") < names.index("stage_two")
+    assert "start" not in stages["search"].inputs
+    assert stages["stage_two"].inputs["start"] == "key of stage_one"
+
+
+def test_weights_from_an_earlier_search_are_not_searched_again(stages_of, tmp_path):
+    """Stage two is the one that the search led to, and the search has nothing to do."""
+    run = RunSpec("tiny", {"search.trials": "4"}, str(tmp_path)).open()
+    first = stages_of(run, FOUND)
+    data = done("prepare", {"manifest": "m"})
+    content = weights_content(run.config, FOUND, {"data": data}, Choice(number=2, reason="better"))
+    weights = tmp_path / "weights.json"
+    weights.write_text(json.dumps(content))
+    again = RunSpec("tiny", {}, str(tmp_path), str(weights)).open()
+    assert again.config.search.trials == 0
+    stages = stages_of(again, None)  # the work of its search is done for true: there is none
+    assert stages["stage_two"] == first["stage_two"]
+    assert stages["stage_one"] == first["stage_one"]
+
+
+def search_result(**more):
+    """A finished search of three trials."""
+
+    def point(images):
+        return {"images_seen": images, "value": 0.5, "low": 0.4, "high": 0.6, "seconds": 1.5}
+
+    trials = [
+        {"number": 0, "state": "finished", "values": {"conv1": 1.0}, "points": [point(36), point(320)],
+         "reason": None, "value": 0.5, "seconds": 3.0},
+        {"number": 1, "state": "finished", "values": {"conv1": 2.0}, "points": [point(36), point(320)],
+         "reason": None, "value": 0.5, "seconds": 3.0, "p_value": 0.25},
+        {"number": 2, "state": "stopped", "values": {"conv1": 3.0}, "points": [point(36)],
+         "reason": "behind the others", "value": 0.5, "seconds": 1.5},
+        {"number": 3, "state": "failed", "values": {"conv1": 4.0}, "points": [],
+         "reason": "LossNotFiniteError: step 3", "value": None, "seconds": 0},
+    ]  # fmt: skip
+    correlation = {"trials": 1, "withheld": "too few"}
+    return {
+        "trials": trials, "values": {}, "own": own_values(recipe("tiny")), "chosen": 0,
+        "reason": "nothing better", "score": "KID", "rank_correlation": correlation,
+    } | more  # fmt: skip
+
+
+def trial_runs(tracker):
+    """Name -> the run of MLflow of each trial."""
+    runs = tracker.client.search_runs([tracker.experiment])
+    found = [run for run in runs if run.data.tags["sdn.name"].startswith("trial ")]
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+@pytest.mark.timeout(180)
+def test_each_trial_is_a_nested_run(tmp_path):
+    """Values, scores over images seen, p-value and state of each, once, however often it is said."""
+    settings = RunSpec("tiny", store=str(tmp_path)).open().settings
+    tracker, folder = Tracker(settings, "tiny"), tmp_path / "stage"
+    (folder / PICTURES).mkdir(parents=True)
+    (folder / PICTURES / "history.png").write_bytes(b"PNG")
+    (folder / WEIGHTS).write_text("{}")
+    tracked = Tracked(tracker, "tiny", "parent")
+    searched = done("search", search_result())
+    parent = tracked._run("search", searched.key)
+    for trial in searched.result["trials"]:  # as while the search goes on: nothing is compared yet
+        early = {name: value for name, value in trial.items() if name != "p_value"}
+        tracked._trial(parent, searched.key, early)
+        tracked._trial(parent, searched.key, early)
+    for again in (tracked, tracked, Tracked(tracker, "tiny", "parent")):
+        again.finished(searched, LocalFolder(tmp_path / "place"), lambda: folder)
+    runs = trial_runs(tracker)
+    assert set(runs) == {f"trial {n}" for n in range(4)}
+    statuses = {name: run.info.status for name, run in runs.items()}
+    assert statuses == {
+        "trial 0": "FINISHED", "trial 1": "FINISHED", "trial 2": "KILLED", "trial 3": "FAILED",
+    }  # fmt: skip
+    second, failed = runs["trial 1"], runs["trial 3"]
+    assert second.data.tags["mlflow.parentRunId"] == parent
+    assert second.data.params == {"conv1": "2.0"}
+    assert second.data.metrics["p_value"] == 0.25
+    assert failed.data.tags["sdn.reason"] == "LossNotFiniteError: step 3"
+    for name, value in (("value", 0.5), ("low", 0.4), ("high", 0.6), ("seconds", 1.5)):
+        history = tracker.client.get_metric_history(second.info.run_id, name)
+        assert sorted((one.step, one.value) for one in history) == [(36, value), (320, value)]
+    names = {file.path for file in tracker.client.list_artifacts(parent)}
+    assert names == {"trials.json", "choice.txt", WEIGHTS, PICTURES}
+    assert tracker.client.get_run(parent).info.status == "FINISHED"
 
 
 def test_one_parent_run_though_mlflow_fails_at_it(monkeypatch, tmp_path):
@@ -134,15 +276,17 @@ def test_one_store_knows_nothing_of_anothers_results(tmp_path):
     [
         ({"train": 5, "validation": 2}, 0, "data.test_share"),
         ({"train": 5, "validation": 2, "test": 5}, 0, "fewer than 6: raise data.test_share"),
-        ({"train": 5, "test": 6}, 4, "data.validation_share"),
+        ({"train": 5, "test": 6}, 4, "no validation images .* needs 6 .*data.validation_share"),
+        ({"train": 5, "validation": 5, "test": 6}, 2, "5 validation images .*search.trials=0"),
+        ({"train": 5, "validation": 6, "test": 6}, 2, None),
+        ({"train": 5, "validation": 1, "test": 6}, 1, None),
         ({"train": 5, "test": 6}, 1, None),
-        ({"train": 5, "validation": 1, "test": 6}, 4, None),
+        ({"train": 5, "test": 6}, 0, None),
     ],
 )
 def test_splits_are_checked_before_training(samples, trials, words):
     """What a later stage would fail on is refused with the setting that mends it."""
-    config = recipe("tiny")
-    config = dataclasses.replace(config, search=dataclasses.replace(config.search, trials=trials))
+    config = with_overrides(recipe("tiny"), {"search.trials": str(trials)})
     data = done("prepare", {"samples": samples})
     if words is None:
         check_splits(config, data)

@@ -1,0 +1,136 @@
+"""A small search with everything that it reads, and the process that runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import tiny_data
+import training_place
+from evaluated import JUDGE_CONFIG
+
+from pipelines.run import Done, Run, RunSpec, perform
+from pipelines.searching import search
+from pipelines.settings import Settings
+from pipelines.store import LocalStore
+from pipelines.trials import Trial, TrialLedger
+from sdn.config import EvaluationConfig, with_overrides
+from sdn.data.dataset import open_dataset
+from sdn.data.files import LocalFolder
+from sdn.features.networks import open_network
+from sdn.reference import write_reference
+from sdn.stage_run import new_student, write_model
+
+SAMPLES = 90
+CONFIG = dataclasses.replace(
+    training_place.CONFIG, evaluation=EvaluationConfig(features="teacher", judge=JUDGE_CONFIG)
+)
+ROLES = ("data", "teacher", "captions", "reference", "start")
+
+
+def write_store(folder: Path) -> None:
+    """Data set, teacher, captions, reference and stage one, as finished folders of a store."""
+    training_place.write_store(folder)
+    store = LocalStore(folder)
+    items = [tiny_data.record(n) for n in range(SAMPLES)]
+    items += [tiny_data.record(n, "validation") for n in range(SAMPLES, SAMPLES + 12)]
+    items += [tiny_data.record(n, "test") for n in range(SAMPLES + 12, SAMPLES + 16)]
+    tiny_data.write(store.workspace("search-data"), items)
+    store.publish("search-data", {})
+    network = open_network(CONFIG.evaluation, folder / "teacher")
+    place = store.workspace("reference")
+    write_reference(place, folder / "search-data", network, CONFIG.evaluation)
+    store.publish("reference", {})
+    start = store.workspace("start")
+    write_model(start, CONFIG, folder / "captions", new_student(CONFIG).state_dict())
+    store.publish("start", {})
+
+
+def inputs_of(folder: Path) -> dict[str, Done]:
+    """What the stage `search` reads."""
+    data = {
+        "samples": {"train": SAMPLES, "validation": 12, "test": 4},
+        "manifest": open_dataset(folder / "search-data").manifest.digest,
+        "place": None,
+    }
+    return {
+        role: Done(
+            name=role,
+            key=f"{number:064x}",
+            folder="search-data" if role == "data" else role,
+            result=data if role == "data" else {},
+            seconds=0.0,
+            fresh=False,
+        )
+        for number, role in enumerate(ROLES)
+    }
+
+
+def run_of(folder: Path, changes: dict[str, str]) -> Run:
+    """A run in the store whose config has these changes."""
+    config = with_overrides(CONFIG, {"search.reruns": "0", "search.captions": "12"} | changes)
+
+    return Run(
+        spec=RunSpec("tiny", {}, str(folder)),
+        config=config,
+        settings=Settings(store=str(folder), cache=folder / "cache"),
+        progress=lambda stage, share, text: None,
+    )
+
+
+def job_of(run: Run, folder: Path):
+    """The search as a stage."""
+    inputs = inputs_of(folder)
+    if run.config.search.stage_one:
+        del inputs["start"]
+    return search(run, inputs)
+
+
+def ledger_of(folder: Path, changes: dict[str, str]) -> TrialLedger:
+    """The ledger of the search with these changes."""
+    run = run_of(folder, changes)
+    name = job_of(run, folder).stage.short
+    return TrialLedger(LocalFolder(folder / "training" / name))
+
+
+def main(folder: str, changes: str) -> None:
+    """Run the search; say each record written, what Ray still holds afterwards, and the result."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+    from ray.util.state import list_actors
+
+    from pipelines.cluster import stop_ray
+    from pipelines.orphans import ended_with_this_process
+
+    write = TrialLedger.write
+
+    def written(ledger: TrialLedger, trial: Trial) -> None:
+        write(ledger, trial)
+        say("trial", number=trial.number, state=trial.state, images_seen=trial.images_seen)
+
+    TrialLedger.write = written  # type: ignore[method-assign]
+    place = Path(folder)
+    run = run_of(place, json.loads(changes))
+    with ended_with_this_process():
+        try:
+            done = perform(run, job_of(run, place))
+            if ray.is_initialized():
+                held = [t for t in placement_group_table().values() if t["state"] != "REMOVED"]
+                alive: list = []
+                if run.settings.ray_address is not None:  # a Ray of this process has no dashboard
+                    alive = list_actors(filters=[("state", "!=", "DEAD")])
+                say("held", groups=len(held), actors=[one.class_name for one in alive])
+        finally:
+            stop_ray()
+    say("done", **done.result)
+
+
+def say(kind: str, **values) -> None:
+    """A line for who started this process."""
+    print(json.dumps([kind, values]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
