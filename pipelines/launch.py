@@ -9,21 +9,19 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster import cores, free_reserved, has_gpu, started_here
 from pipelines.reasons import reason
-from pipelines.suggesting import ledger_searcher
+from pipelines.schedulers import scheduler_of
+from pipelines.suggesting import begin_all, ledger_searcher
 from pipelines.trial_worker import tune_trial
-from pipelines.trials import Trial, TrialLedger, lower_is_better
-from sdn.space import space_of
-from sdn.trial import first_rung
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipelines.settings import Settings
+    from pipelines.trials import Trial, TrialLedger
     from pipelines.worker import StageOrder
     from sdn.config import RunConfig, SearchConfig
 
@@ -31,6 +29,8 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _ATTEMPTS = 2
 """How often a trial is begun again whose process was lost."""
+_WAITING_BYTES = 64 * 1024**2
+"""Reserved for a trial of several ranks beside them; Tune wants it to have something."""
 _LATE = "the time for trials (search.minutes) was over"
 
 
@@ -108,19 +108,15 @@ def _tuner(
         "population": search.scheduler == "pbt",
         "gpu": gpu,
     }
-    # A trial of several ranks only waits for them: they have the cores.
     own = {"cpu": float(order.threads), "gpu": float(gpu)}
+    if search.workers > 1:  # it only waits for its ranks: they have the cores
+        own = {"memory": _WAITING_BYTES}
+    space, asked = _asked(order, following.ledger, config, settings, wanting, gpu=gpu)
     return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(tune_trial, settings=given),
-            own if search.workers == 1 else {"cpu": 0},
-        ),
+        tune.with_resources(tune.with_parameters(tune_trial, settings=given), own),
+        param_space=space,
         tune_config=tune.TuneConfig(
-            num_samples=wanting,
-            search_alg=ledger_searcher(config, following.ledger),
-            scheduler=_scheduler(config, following.ledger),
-            max_concurrent_trials=_at_once(order, search, settings, gpu=gpu),
-            time_budget_s=left_s,
+            scheduler=scheduler_of(config, following.ledger), time_budget_s=left_s, **asked
         ),
         run_config=tune.RunConfig(
             name=f"{order.name}-{int(time.time())}",  # the ledger is what is gone on with
@@ -130,6 +126,36 @@ def _tuner(
             callbacks=[_callback(following)],
         ),
     )
+
+
+def _asked(
+    order: StageOrder,
+    ledger: TrialLedger,
+    config: RunConfig,
+    settings: Settings,
+    wanting: int,
+    *,
+    gpu: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The space that Tune draws from, and what else it has to know to draw from it."""
+    from ray import tune
+
+    if config.search.scheduler != "pbt":
+        return {}, {
+            "num_samples": wanting,
+            "search_alg": ledger_searcher(config, ledger),
+            "max_concurrent_trials": _at_once(order, config.search, settings, gpu=gpu),
+        }
+    # A population takes no searcher: all its members are known before it begins.
+    values = {trial.number: trial.values for trial in begin_all(config, ledger)}
+
+    def values_of(spec: Any) -> dict[str, float]:
+        return dict(values[spec.config.number])
+
+    return {
+        "number": tune.grid_search(sorted(values)),
+        "values": tune.sample_from(values_of),
+    }, {"num_samples": 1}
 
 
 def _at_once(order: StageOrder, search: SearchConfig, settings: Settings, *, gpu: bool) -> int:
@@ -143,55 +169,6 @@ def _at_once(order: StageOrder, search: SearchConfig, settings: Settings, *, gpu
     if gpu:
         room = min(room, ray.cluster_resources().get("GPU", 1) / search.workers)  # type: ignore[no-untyped-call]
     return max(1, int(room))
-
-
-def _scheduler(config: RunConfig, ledger: TrialLedger) -> Any:
-    """ASHA over images seen, or population based training, or none; told of what the ledger has."""
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
-    from ray.tune.schedulers.trial_scheduler import TrialScheduler
-
-    search = config.search
-    asked: dict[str, Any] = {"metric": "value", "mode": "min" if lower_is_better(search) else "max"}
-    if search.scheduler == "none":
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    if search.scheduler == "pbt":
-        from ray.tune import loguniform
-
-        space = space_of(config)
-        return PopulationBasedTraining(
-            time_attr="images_seen",
-            perturbation_interval=first_rung(search),
-            hyperparam_mutations={
-                "values": {name: loguniform(low, high) for name, (low, high) in space.items()}
-            },
-            **asked,
-        )
-
-    class KeepingOwn(ASHAScheduler):
-        """The recipe's own values run to the end: all others are compared with them."""
-
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            action = super().on_trial_result(tune_controller, trial, result)
-            own = trial.config["number"] == 0 and result.get("images_seen", 0) < search.images
-            return TrialScheduler.CONTINUE if own else action
-
-    asha = KeepingOwn(
-        time_attr="images_seen",
-        grace_period=first_rung(search),
-        max_t=search.images,
-        reduction_factor=search.reduction,
-        **asked,
-    )
-    nobody: Any = None  # its controller, which it does not ask
-    for trial in ledger.all():
-        if trial.ended and trial.state != "failed":
-            about: Any = SimpleNamespace(
-                trial_id=f"before-{trial.number}", config={"number": trial.number}
-            )
-            asha.on_trial_add(nobody, about)
-            for point in trial.points:
-                asha.on_trial_result(nobody, about, point)
-    return asha
 
 
 class _Following:
@@ -297,23 +274,27 @@ def _callback(following: _Following) -> Any:
     from ray.tune import Callback
 
     class Listener(Callback):
+        # Not out of the closure: what pickles this class would change it for all.
+        def __init__(self, following: _Following) -> None:
+            self._following = following
+
         def on_trial_start(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
-            following.begun(trial.trial_id, trial.config["number"])
+            self._following.begun(trial.trial_id, trial.config["number"])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
             del iteration, trials, info
-            following.heard(trial.trial_id, result, trial.config["values"])
+            self._following.heard(trial.trial_id, result, trial.config["values"])
 
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
-            following.over(trial.trial_id, None)
+            self._following.over(trial.trial_id, None)
 
         def on_trial_error(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
@@ -321,9 +302,6 @@ def _callback(following: _Following) -> Any:
             del iteration, trials, info
             # An error's pickle may need what only its worker has; its text is always there.
             error = trial.get_error() if hasattr(trial, "get_error") else None
-            following.over(trial.trial_id, error or RuntimeError("its process was lost"))
+            self._following.over(trial.trial_id, error or RuntimeError("its process was lost"))
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
-
-    return Listener()
+    return Listener(following)

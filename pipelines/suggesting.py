@@ -96,6 +96,14 @@ def suggestion(config: RunConfig, trials: Iterable[Trial], number: int) -> dict[
     return {name: float(value) for name, value in asked.params.items()}
 
 
+def begin_all(config: RunConfig, ledger: TrialLedger) -> list[Trial]:
+    """All trials of a search that have not ended, begun in the ledger where they were not."""
+    for number in range(config.search.trials):
+        if number not in ledger.trials:
+            ledger.write(Trial(number=number, values=suggestion(config, ledger.all(), number)))
+    return ledger.open()
+
+
 def ledger_searcher(config: RunConfig, ledger: TrialLedger) -> Any:
     """A searcher for Ray Tune: what the ledger has open, then new suggestions up to the number.
 

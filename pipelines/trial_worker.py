@@ -19,7 +19,7 @@ from sdn.memory import keep_freed_memory
 from sdn.ranks import Rank, of_process_group
 from sdn.space import with_values
 from sdn.stage_run import StageInputs
-from sdn.trial import Reached, run_trial
+from sdn.trial import Reached, run_trial, rungs_of
 from sdn.validation import Validation, pack_parts
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ def _alone(config: dict[str, Any], settings: dict[str, Any], say: Say) -> None:
     if (given := tune.get_checkpoint()) is not None:
         with given.as_directory() as folder:
             pointed = json.loads((Path(folder) / _POINTER).read_text())
-    if settings["population"]:  # its members copy each other's config, the number too
-        label = str(tune.get_context().get_trial_id())
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     _train(settings, config, label, Rank(device=device), say, pointed)
 
@@ -139,9 +137,14 @@ def _train(
     config = with_values(order.run_config(), trial["values"])
     inputs, validation = _opened(json.dumps(settings["order"], sort_keys=True))
     found = _at(order, pointed) if pointed is not None else _newest(order, label)
+    rungs = rungs_of(config.search)
 
     def reached(point: Reached) -> None:
-        metrics: dict[str, Any] = {"images_seen": point.images_seen, "ended": point.done}
+        metrics: dict[str, Any] = {
+            "images_seen": point.images_seen,
+            "rung": sum(rung <= point.images_seen for rung in rungs),
+            "ended": point.done,
+        }
         step = None
         if rank.rank == 0:
             standing = validation(point.weights())

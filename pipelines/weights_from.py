@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipelines.settings import Settings
 
 WEIGHTS = "weights.json"
+SEARCH_TAG = "sdn.search"
+"""Of a pipeline's run in MLflow: the run of its search."""
 
 
 def found_changes(where: str, settings: Settings) -> dict[str, str]:
@@ -57,17 +59,12 @@ def _of_mlflow(run: str, settings: Settings) -> bytes:
 
     asked = client(settings)
     try:
-        found = asked.get_run(run)
-        if found.data.tags.get("sdn.name") != "search":
-            nested = asked.search_runs(
-                [found.info.experiment_id],
-                f"tags.`mlflow.parentRunId` = '{run}' and tags.`sdn.name` = 'search'",
-            )
-            if not nested:
-                raise ValueError(f"--weights-from {run}: that run of MLflow has no search")
-            found = nested[0]
+        tags = asked.get_run(run).data.tags
+        found = run if tags.get("sdn.name") == "search" else tags.get(SEARCH_TAG)
+        if found is None:
+            raise ValueError(f"--weights-from {run}: that run of MLflow has no search")
         with tempfile.TemporaryDirectory(prefix="sdn-weights-") as folder:
-            path = asked.download_artifacts(found.info.run_id, WEIGHTS, folder)
+            path = asked.download_artifacts(found, WEIGHTS, folder)
             return Path(path).read_bytes()
     except (*TRACKING_ERRORS, OSError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]

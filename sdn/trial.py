@@ -53,8 +53,8 @@ def rungs_of(search: SearchConfig) -> list[int]:
         every = first_rung(search)
         return [*range(every, search.images, every), search.images]
     found, rung = [], float(first_rung(search))
-    while round(rung) < search.images:
-        found.append(round(rung))
+    while math.ceil(rung) < search.images:
+        found.append(math.ceil(rung))
         rung *= search.reduction
     return [*found, search.images]
 

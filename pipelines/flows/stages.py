@@ -19,7 +19,7 @@ from pipelines.search_pictures import PICTURES
 from pipelines.search_tables import search_rows, told
 from pipelines.tracking import never_raising
 from pipelines.trials import TrialLedger
-from pipelines.weights_from import WEIGHTS
+from pipelines.weights_from import SEARCH_TAG, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +92,7 @@ class Tracked:
         self.tracker = tracker
         self._parent_name, self._parent_key = name, key
         self._parent: str | None = None
-        self._trials: set[tuple[str, int, bool]] = set()
+        self._trials: set[tuple[str, int, frozenset[str]]] = set()
         self.described = False
         """Whether the parent run has its config and its data."""
 
@@ -153,6 +153,8 @@ class Tracked:
         """
         with never_raising(f"run of {done.name}"):
             run = self._run(done.name, done.key)
+            if done.name == "search":  # it may be nested in the run of an earlier pipeline
+                self.tracker.log(self.parent, tags={SEARCH_TAG: run})
             if self.tracker.finished(run):
                 return
             self.tracker.points(run, place)
@@ -171,7 +173,8 @@ class Tracked:
     def _trial(self, parent: str, key: str, trial: dict[str, Any]) -> None:
         """A nested run of a trial that has ended; said again it changes nothing."""
         number = trial["number"]
-        if (key, number, "full" in trial) in self._trials:
+        said = (key, number, frozenset(trial))  # at the search's end there is more to be said
+        if said in self._trials:
             return
         run = self.tracker.run(f"trial {number}", f"{key}-{number}", parent)
         full = trial.get("full", {})
@@ -185,7 +188,7 @@ class Tracked:
         self.tracker.rungs(run, trial["points"])
         states = {"failed": "FAILED", "stopped": "KILLED"}
         self.tracker.finish(run, states.get(trial["state"], "FINISHED"))
-        self._trials.add((key, number, "full" in trial))
+        self._trials.add(said)
 
     def _search_files(self, run: str, done: Done, folder: Path) -> None:
         """Weights, trials and pictures of a search, as artifacts of its run."""

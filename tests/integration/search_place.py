@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import tiny_data
 import training_place
@@ -21,7 +22,9 @@ from sdn.data.dataset import open_dataset
 from sdn.data.files import LocalFolder
 from sdn.features.networks import open_network
 from sdn.reference import write_reference
-from sdn.stage_run import new_student, write_model
+from sdn.stage_run import StageInputs, new_student, write_model
+from sdn.trial import Reached, run_trial
+from sdn.validation import Validation
 
 SAMPLES = 90
 CONFIG = dataclasses.replace(
@@ -93,6 +96,26 @@ def ledger_of(folder: Path, changes: dict[str, str]) -> TrialLedger:
     run = run_of(folder, changes)
     name = job_of(run, folder).stage.short
     return TrialLedger(LocalFolder(folder / "training" / name))
+
+
+def alone(folder: Path, changes: dict[str, str]) -> dict[str, Any]:
+    """The recipe's own trial in this process: images seen and score at its end."""
+    inputs = StageInputs(
+        data=folder / "search-data",
+        teacher=folder / "teacher",
+        captions=folder / "captions",
+        start=folder / "start",
+    )
+    config = run_of(folder, changes).config
+    validation = Validation(config, inputs, folder / "reference")
+    found: dict[str, Any] = {}
+
+    def reached(point: Reached) -> None:
+        value = validation(point.weights()).score.value
+        found.update(images_seen=point.images_seen, value=value)
+
+    run_trial(config, inputs, reached)
+    return found
 
 
 def main(folder: str, changes: str) -> None:

@@ -147,10 +147,10 @@ def search_result(**more):
         return {"images_seen": images, "value": 0.5, "low": 0.4, "high": 0.6, "seconds": 1.5}
 
     trials = [
-        {"number": 0, "state": "finished", "values": {"conv1": 1.0}, "points": [point(36), point(320)],
-         "reason": None, "value": 0.5, "seconds": 3.0},
-        {"number": 1, "state": "finished", "values": {"conv1": 2.0}, "points": [point(36), point(320)],
-         "reason": None, "value": 0.5, "seconds": 3.0, "p_value": 0.25},
+        {"number": 0, "state": "finished", "values": {"conv1": 1.0}, "reason": None,
+         "points": [point(36), point(320)], "value": 0.5, "seconds": 3.0},
+        {"number": 1, "state": "finished", "values": {"conv1": 2.0}, "reason": None,
+         "points": [point(36), point(320)], "value": 0.5, "seconds": 3.0, "p_value": 0.25},
         {"number": 2, "state": "stopped", "values": {"conv1": 3.0}, "points": [point(36)],
          "reason": "behind the others", "value": 0.5, "seconds": 1.5},
         {"number": 3, "state": "failed", "values": {"conv1": 4.0}, "points": [],
@@ -173,7 +173,7 @@ def trial_runs(tracker):
 
 @pytest.mark.timeout(180)
 def test_each_trial_is_a_nested_run(tmp_path):
-    """Values, scores over images seen, p-value and state of each, once, however often it is said."""
+    """Values, scores over images seen, p-value and state, once, however often they are said."""
     settings = RunSpec("tiny", store=str(tmp_path)).open().settings
     tracker, folder = Tracker(settings, "tiny"), tmp_path / "stage"
     (folder / PICTURES).mkdir(parents=True)

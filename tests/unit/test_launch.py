@@ -13,7 +13,8 @@ from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
-from pipelines.launch import _callback, _Following, _scheduler
+from pipelines.launch import _callback, _Following
+from pipelines.schedulers import scheduler_of
 from pipelines.trials import WORK, Trial, TrialLedger
 from sdn.config import with_overrides
 from sdn.data.files import LocalFolder
@@ -256,7 +257,7 @@ def test_the_callback_hands_events_on(place):
 
 
 def test_what_listens_is_not_kept_with_the_experiment(place):
-    """Tune pickles its callbacks: what listens, and may hold a lock, is left out and still hears."""
+    """Tune pickles its callbacks: what listens may hold a lock, is left out, and still hears."""
     heard, lock = [], threading.Lock()
 
     def listen(trial):
@@ -286,10 +287,10 @@ def config_of(**search):
     return with_overrides(recipe("tiny"), {"search.images": "900"} | changes)
 
 
-def run_live(scheduler, scores, config, number=0):
+def run_live(scheduler, scores, config, first=0):
     """Let trials report one after the other; the ledger's records of what became of them."""
     trials = []
-    for number, values in enumerate(scores, number):
+    for number, values in enumerate(scores, first):
         about = SimpleNamespace(trial_id=f"live-{number}", config={"number": number})
         trial = Trial(number=number, values=VALUES, state="finished")
         scheduler.on_trial_add(None, about)
@@ -305,7 +306,7 @@ def run_live(scheduler, scores, config, number=0):
 
 
 def decision(scheduler, images, value, number=99):
-    """What a trial is told that has come to this rung, and how the scheduler stays as it was."""
+    """What a trial is told that has come to this rung; the scheduler stays as it was."""
     scheduler = copy.deepcopy(scheduler)
     about = SimpleNamespace(trial_id=f"asks-{number}", config={"number": number})
     scheduler.on_trial_add(None, about)
@@ -321,17 +322,17 @@ SCORES = [[0.5, 0.4, 0.3]] + [
 def test_a_search_gone_on_with_decides_as_if_it_had_never_stopped(place, score):
     """Told of the ended trials of the ledger, ASHA decides as one that has seen them live."""
     config = config_of(score=score)
-    live = _scheduler(config, TrialLedger(place))
+    live = scheduler_of(config, TrialLedger(place))
     ledger = TrialLedger(place)
     for trial in run_live(live, SCORES, config):
         ledger.write(trial)
     assert {trial.state for trial in ledger.all()} == {"finished", "stopped"}
-    replayed = _scheduler(config, TrialLedger(place))
+    replayed = scheduler_of(config, TrialLedger(place))
     probes = [(images, n / 40) for images in rungs_of(config.search) for n in range(40)]
     told = [decision(live, *probe) for probe in probes]
     assert [decision(replayed, *probe) for probe in probes] == told
     assert set(told) == {TrialScheduler.CONTINUE, TrialScheduler.STOP}
-    fresh = _scheduler(config, TrialLedger(LocalFolder(place.path / "other")))
+    fresh = scheduler_of(config, TrialLedger(LocalFolder(place.path / "other")))
     assert [decision(fresh, *probe) for probe in probes] != told
 
 
@@ -339,7 +340,7 @@ def test_a_search_gone_on_with_decides_as_if_it_had_never_stopped(place, score):
 def test_the_recipes_own_values_run_to_the_end(place, score):
     """Number 0 goes on at every rung but the last, however far it is behind; others stop."""
     config = config_of(score=score)
-    scheduler = _scheduler(config, TrialLedger(place))
+    scheduler = scheduler_of(config, TrialLedger(place))
     run_live(scheduler, [[0.1] * 3, [0.1] * 3, [0.2] * 3], config, 1)
     worst = 9.0 if score == "kid" else -9.0
     first, second, last = rungs_of(config.search)
@@ -349,19 +350,21 @@ def test_the_recipes_own_values_run_to_the_end(place, score):
     assert decision(scheduler, last, worst, 0) == TrialScheduler.STOP
 
 
-def test_failed_and_open_trials_are_no_yardstick(place):
-    """Open ones will say their rungs themselves, and what failed is compared with nobody."""
+def test_failed_and_open_trials_are_replayed(place):
+    """What failed later was at its rungs; an open trial will say its last rung itself."""
     config, ledger = config_of(), TrialLedger(place)
-    for number, state in enumerate(("failed", "running", "failed", "running")):
-        ledger.write(Trial(number=number, values=VALUES, state=state, points=[point(100, 0.001)]))
-    assert decision(_scheduler(config, ledger), 100, 9.0) == TrialScheduler.CONTINUE
-    ledger.write(Trial(number=4, values=VALUES, state="finished", points=[point(100, 0.001)]))
-    assert decision(_scheduler(config, ledger), 100, 9.0) == TrialScheduler.STOP
+    good = [point(100, 0.001), point(300, 0.001)]
+    ledger.write(Trial(number=1, values=VALUES, state="running", points=good[:1]))
+    assert decision(scheduler_of(config, ledger), 100, 9.0) == TrialScheduler.CONTINUE
+    ledger.write(Trial(number=1, values=VALUES, state="running", points=good))
+    assert decision(scheduler_of(config, ledger), 100, 9.0) == TrialScheduler.STOP
+    ledger.write(Trial(number=1, values=VALUES, state="failed", points=good[:1]))
+    assert decision(scheduler_of(config, ledger), 100, 9.0) == TrialScheduler.STOP
 
 
 def test_a_trial_that_failed_is_not_judged(place):
     """A report without a score, as of a trial that failed, stops nothing."""
-    scheduler = _scheduler(config_of(), TrialLedger(place))
+    scheduler = scheduler_of(config_of(), TrialLedger(place))
     about = SimpleNamespace(trial_id="one", config={"number": 1})
     scheduler.on_trial_add(None, about)
     said = scheduler.on_trial_result(None, about, {"failed": "ValueError: no"})
@@ -371,6 +374,6 @@ def test_a_trial_that_failed_is_not_judged(place):
 def test_other_schedulers(place):
     """Without ASHA all run to the end, or change their values on the way."""
     ledger = TrialLedger(place)
-    assert isinstance(_scheduler(config_of(scheduler="none"), ledger), FIFOScheduler)
-    found = _scheduler(config_of(scheduler="pbt"), ledger)
+    assert isinstance(scheduler_of(config_of(scheduler="none"), ledger), FIFOScheduler)
+    found = scheduler_of(config_of(scheduler="pbt"), ledger)
     assert isinstance(found, PopulationBasedTraining)

@@ -66,7 +66,7 @@ def test_all_pictures_of_six_trials(tmp_path):
 
 
 def test_the_pictures_of_one_trial(tmp_path):
-    """Of one trial no importance can be told: it is missing with its reason, the others are there."""
+    """Of one trial no importance can be told: it is missing with its reason, the others not."""
     missing = write_pictures(tmp_path, [trial(0)], CONFIG)
     assert missing == {IMPORTANCE: "importance needs 4 trials with a score, there are 1"}
     check_files(tmp_path, (HISTORY, PARALLEL))

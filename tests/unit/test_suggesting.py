@@ -46,7 +46,7 @@ def distance(values):
 
 def tried(number, state="finished", images=320):
     """A trial with random values whose score is their distance."""
-    values = suggestion(CONFIG, [], number if number <= 3 else 3)
+    values = suggestion(CONFIG, [], min(number, 3))
     values = {name: value * (1 + number / 100) for name, value in values.items()}
     points = [] if state == "failed" else [point(images, distance(values))]
     return Trial(number=number, values=values, state=state, points=points)
@@ -227,8 +227,8 @@ def test_a_searcher_that_cannot_write_suggests_nothing(tmp_path):
     """A suggestion that is not in the ledger is not given out."""
 
     class Full(LocalFolder):
-        def write(self, name, data):
-            raise OSError(28, "No space left on device")
+        def write(self, name, _data):
+            raise OSError(28, "No space left on device", name)
 
     searcher = ledger_searcher(CONFIG, TrialLedger(Full(tmp_path)))
     with pytest.raises(OSError, match="No space left"):

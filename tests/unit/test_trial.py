@@ -129,7 +129,7 @@ def test_a_trial_has_the_searchs_length():
     ("changes", "expected"),
     [
         ({}, [8, 10, 20, 28]),  # 5, 10, 20
-        ({"first_images": 4, "reduction": 1.5}, [4, 8, 10, 14, 20, 28]),  # 4, 6, 9, 13.5, 20.25
+        ({"first_images": 4, "reduction": 1.5}, [4, 8, 10, 14, 24, 28]),  # 4, 6, 9, 13.5, 20.25
         ({"first_images": 1}, [4, 8, 18, 28]),  # 1, 2 and 4 at once, 8, 16
         ({"scheduler": "pbt"}, [8, 10, 18, 20, 28]),  # 5, 10, 15, 20
         ({"scheduler": "none"}, [28]),
@@ -151,7 +151,7 @@ def test_both_stages_are_counted_as_one_length(inputs):
     Four steps of each stage: 14 images each.
     """
     config = searching(stage_one=True, images=24, first_images=6, reduction=1.5)
-    assert rungs_of(config.search) == [6, 9, 14, 20, 24]
+    assert rungs_of(config.search) == [6, 9, 14, 21, 24]
     found = looked_at(config, inputs)
     assert [look for look, _, _ in found] == [
         ("stage_one", 8, False),

@@ -10,7 +10,7 @@ from pipelines.run import Done, RunSpec
 from pipelines.searching import weights_content
 from pipelines.settings import Settings
 from pipelines.tracking import Tracker
-from pipelines.weights_from import WEIGHTS, found_changes
+from pipelines.weights_from import SEARCH_TAG, WEIGHTS, found_changes
 from sdn.choosing import Choice
 from sdn.config import with_overrides
 from sdn.recipes import recipe
@@ -55,6 +55,7 @@ def track(settings, tmp_path, text):
     parent = tracker.run("tiny", "key")
     tracker.run("stage_two", "two", parent)
     search = tracker.run("search", "searched", parent)
+    tracker.log(parent, tags={SEARCH_TAG: search})
     if text is not None:
         path = tmp_path / WEIGHTS
         path.write_text(text)
@@ -112,7 +113,7 @@ def test_mlflow_does_not_answer(monkeypatch, settings, error):
     """An error of its server, without any text too, is one about the option."""
 
     class Gone:
-        def get_run(self, run):
+        def get_run(self, _run):
             raise error
 
     monkeypatch.setattr("pipelines.tracking.client", lambda settings: Gone())
