@@ -57,7 +57,7 @@ def run_trials(
     search = config.search
     left = None if search.minutes is None else 60 * search.minutes - ledger.spent_s
     wanting = search.trials - sum(trial.ended for trial in ledger.all())
-    following = _Following(ledger, listen, left)
+    following = _Following(ledger, listen, left, population=search.scheduler == "pbt")
     if wanting <= 0 or following.late():
         following.end()
         return
@@ -99,8 +99,9 @@ def _tuner(
 
     # Tune asks for a metric at every report; a trial that failed has none.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     search = config.search
+    if search.scheduler != "pbt":  # suggested when there is room, knowing as much as can be
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     gpu = has_gpu()
     given = {
         "order": dataclasses.asdict(order),
@@ -149,8 +150,8 @@ def _asked(
     # A population takes no searcher: all its members are known before it begins.
     values = {trial.number: trial.values for trial in begin_all(config, ledger)}
 
-    def values_of(spec: Any) -> dict[str, float]:
-        return dict(values[spec.config.number])
+    def values_of(config: dict[str, Any]) -> dict[str, float]:
+        return dict(values[config["number"]])
 
     return {
         "number": tune.grid_search(sorted(values)),
@@ -175,9 +176,15 @@ class _Following:
     """Puts down in the ledger what Tune tells of its trials."""
 
     def __init__(
-        self, ledger: TrialLedger, listen: Callable[[Trial], None], left_s: float | None = None
+        self,
+        ledger: TrialLedger,
+        listen: Callable[[Trial], None],
+        left_s: float | None = None,
+        *,
+        population: bool = False,
     ) -> None:
         self.ledger, self._listen, self._left_s = ledger, listen, left_s
+        self._population = population
         self._began, self._before = time.monotonic(), ledger.spent_s
         self._numbers: dict[str, int] = {}
         self._lock, self._open = threading.Lock(), True
@@ -192,11 +199,13 @@ class _Following:
         return self._left_s is not None and time.monotonic() - self._began >= self._left_s
 
     def end(self) -> None:
-        """Tune has ended by itself: where the time is over, nothing is left to be gone on with."""
+        """Tune has ended by itself: nothing is left to be gone on with."""
         if self.late():
             for trial in self.ledger.open():
                 trial.state, trial.reason = "stopped", _LATE
                 self.ledger.write(trial)
+        for trial in self.ledger.all():
+            self.ledger.clear_checkpoints(trial.number)
 
     def close(self) -> None:
         """From now on nothing is put down: what comes now is Ray being ended."""
@@ -225,7 +234,7 @@ class _Following:
             before = [p for p in trial.points if p["images_seen"] == point["images_seen"]]
             if before:  # looked at again after a restart
                 point["seconds"] = before[0]["seconds"]
-            if values != trial.values:
+            if values != trial.values or any("values" in point for point in before):
                 point["values"] = trial.values = dict(values)
             trial.add(point)
             if result["ended"]:
@@ -261,7 +270,7 @@ class _Following:
                 change(trial)
                 self.ledger.write(trial)
                 self.ledger.spend(self._before + time.monotonic() - self._began)
-                if trial.ended:
+                if trial.ended and not self._population:  # whose members may copy an ended one
                     self.ledger.clear_checkpoints(trial.number)
             except BaseException as error:
                 self._error = error

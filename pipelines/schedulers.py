@@ -73,15 +73,19 @@ def _population(config: RunConfig) -> Any:
         """Members keep their numbers; that of the recipe's own values copies nobody."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if result.get("ended"):  # a copy now would not be trained any more
+            if "failed" in result or result["ended"]:  # a copy now would not be trained any more
                 return TrialScheduler.CONTINUE
             return super().on_trial_result(tune_controller, trial, result)
 
-        def _checkpoint_or_exploit(
-            self, trial: Any, tune_controller: Any, upper_quantile: Any, lower_quantile: Any
-        ) -> None:
-            behind = [] if trial.config["number"] == 0 else lower_quantile
-            super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, behind)
+        def _quantiles(self) -> tuple[list[Any], list[Any]]:
+            behind, ahead = super()._quantiles()
+            scores = {
+                trial: state.last_score
+                for trial, state in self._trial_state.items()
+                if state.last_score is not None and not trial.is_finished()  # type: ignore[no-untyped-call]
+            }
+            others = [t for t in scores if t.config["number"] != 0 and t not in ahead]
+            return sorted(others, key=lambda trial: scores[trial])[: len(behind)], ahead
 
         def _get_new_config(self, trial: Any, trial_to_clone: Any) -> Any:
             found, operations = super()._get_new_config(trial, trial_to_clone)
