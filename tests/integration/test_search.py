@@ -84,7 +84,7 @@ class Driver:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-def gone(tree, seconds=30):
+def gone(tree, seconds=60):
     _, alive = psutil.wait_procs(tree, timeout=seconds)
     return not alive
 
