@@ -93,7 +93,8 @@ def started_here() -> bool:
     """Whether Ray was started in this process, rather than found at an address."""
     import ray
 
-    return bool(ray._private.worker.global_worker.node is not None)  # noqa: SLF001
+    node = ray._private.worker.global_worker.node  # noqa: SLF001 (connected drivers have one too)
+    return node is not None and bool(node.head)
 
 
 def free_reserved() -> None:

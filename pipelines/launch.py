@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import logging
 import os
@@ -11,8 +12,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster import cores, free_reserved, has_gpu, started_here
-from pipelines.reasons import reason
+from pipelines.cluster import cores, free_reserved, has_gpu, start_ray, started_here
+from pipelines.reasons import TrainingError, reason
 from pipelines.schedulers import scheduler_of
 from pipelines.suggesting import begin_all, ledger_searcher
 from pipelines.trial_worker import tune_trial
@@ -61,6 +62,7 @@ def run_trials(
     if wanting <= 0 or following.late():
         following.end()
         return
+    start_ray(settings)
     tuner = _tuner(order, following, config, settings, wanting, left)
     done: Future[Any] = Future()
 
@@ -70,8 +72,10 @@ def run_trials(
         except BaseException as error:  # noqa: BLE001 (handed on)
             done.set_exception(error)
 
-    # In a thread: so that this one can be interrupted, and Tune leaves its signals alone.
-    threading.Thread(target=fit, name="tune", daemon=True).start()
+    # In a thread: so that this one can be interrupted, and Tune leaves its signals alone. What
+    # listens is told there, and finds the terminal and Prefect's run in the context.
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(fit,), name="tune", daemon=True).start()
     try:
         while not done.done():
             with suppress(TimeoutError):
@@ -165,6 +169,8 @@ def _at_once(order: StageOrder, search: SearchConfig, settings: Settings, *, gpu
 
     if settings.ray_address is None:
         room = cores(settings) / (order.threads * search.workers)
+    elif search.workers == 1:  # the cluster may grow; Tune waits for room with one trial
+        return search.trials
     else:
         room = ray.cluster_resources().get("CPU", 1) / (order.threads * search.workers)  # type: ignore[no-untyped-call]
     if gpu:
@@ -224,14 +230,20 @@ class _Following:
 
     def heard(self, tune_id: str, result: dict[str, Any], values: dict[str, float]) -> None:
         """A trial is at a rung, or has failed for good."""
+        if "broken" in result:
+            self._error = TrainingError(f"a trial could not be run: {result['broken']}")
+            return
 
         def change(trial: Trial) -> None:
             if "failed" in result:
-                trial.state, trial.reason = "failed", result["failed"]
+                self._fail(trial, result["failed"])
                 return
             kept = ("images_seen", "value", "low", "high", "seconds", "parts")
             point = {name: result[name] for name in kept}
             before = [p for p in trial.points if p["images_seen"] == point["images_seen"]]
+            for earlier in trial.points:  # only those of the last rung are compared
+                if earlier["images_seen"] < point["images_seen"] and "parts" in earlier:
+                    self.ledger.remove(earlier.pop("parts"))
             if before:  # looked at again after a restart
                 point["seconds"] = before[0]["seconds"]
             if values != trial.values or any("values" in point for point in before):
@@ -249,16 +261,23 @@ class _Following:
             if trial.ended:
                 return
             if error is not None:
-                trial.state, trial.reason = "failed", reason(error)
+                self._fail(trial, reason(error))
             elif self.late():
                 trial.state, trial.reason = "stopped", _LATE
             elif trial.points:
                 behind = f"behind the others at {trial.images_seen:,} images seen"
                 trial.state, trial.reason = "stopped", behind
             else:
-                trial.state, trial.reason = "failed", "it ended without a score"
+                self._fail(trial, "it ended without a score")
 
         self._edit(tune_id, change)
+
+    def _fail(self, trial: Trial, why: str) -> None:
+        """A trial has failed; without the recipe's own there is nothing to compare with."""
+        if trial.number == 0:
+            self._error = TrainingError(f"the trial with the recipe's own values failed: {why}")
+        else:
+            trial.state, trial.reason = "failed", why
 
     def _edit(self, tune_id: str, change: Callable[[Trial], None]) -> None:
         """Change a record, write it, tell of it; what goes wrong is kept for the main thread."""
@@ -303,12 +322,15 @@ def _callback(following: _Following) -> Any:
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
+            self._following.begun(trial.trial_id, trial.config["number"])
             self._following.over(trial.trial_id, None)
 
         def on_trial_error(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             del iteration, trials, info
+            # Where its process could not be made, it is an error before it has begun.
+            self._following.begun(trial.trial_id, trial.config["number"])
             # An error's pickle may need what only its worker has; its text is always there.
             error = trial.get_error() if hasattr(trial, "get_error") else None
             self._following.over(trial.trial_id, error or RuntimeError("its process was lost"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cluster import cores
 from pipelines.settings import Settings
 from pipelines.store import Store, open_store
 from pipelines.weights_from import found_changes
@@ -64,6 +65,12 @@ class RunSpec:
         config = with_overrides(recipe(self.recipe), changes)
         if config.search.trials > 1:
             check_space(config)
+            room = cores(settings)
+            if settings.ray_address is None and config.search.workers > room:
+                raise ValueError(
+                    f"search.workers={config.search.workers}: each rank of a trial needs a core, "
+                    f"and there are {room}"
+                )
         return Run(
             spec=self,
             config=config,

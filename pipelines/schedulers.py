@@ -73,7 +73,8 @@ def _population(config: RunConfig) -> Any:
         """Members keep their numbers; that of the recipe's own values copies nobody."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if "failed" in result or result["ended"]:  # a copy now would not be trained any more
+            # Without a score there is nothing to compare; a copy of the end would not be trained.
+            if result.get("ended", True):
                 return TrialScheduler.CONTINUE
             return super().on_trial_result(tune_controller, trial, result)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipelines.cluster import cores, start_ray
+from pipelines.cluster import cores
 from pipelines.launch import run_trials
 from pipelines.preparing import data_set
 from pipelines.reasons import TrainingError
@@ -82,22 +82,19 @@ class _Search:
     def result(self, order: Any, folder: Path) -> dict[str, Any]:
         """Run what is left to run, choose, and write pictures, trials and weights."""
         self._tell()
-        ended = sum(trial.ended for trial in self._ledger.all())
-        if ended < self._search.trials:
-            start_ray(self._run.settings)
-            run_trials(
-                order,
-                self._ledger,
-                config=self._config,
-                settings=self._run.settings,
-                listen=self._tell,
-            )
+        run_trials(
+            order,
+            self._ledger,
+            config=self._config,
+            settings=self._run.settings,
+            listen=self._tell,
+        )
         trials = self._ledger.all()
         own = self._ledger.trials.get(0)
         if not any(trial.points for trial in trials):
-            reasons = {trial.reason for trial in trials} or {"no trial was begun"}
+            reasons = {trial.reason for trial in trials if trial.reason} or {"none was begun"}
             raise TrainingError(
-                f"no trial of the search succeeded: {'; '.join(map(str, reasons))}. To try them "
+                f"no trial of the search succeeded: {'; '.join(sorted(reasons))}. To try them "
                 f"again, delete {self._place.uri}"
             )
         choice, full, contenders = self._choose(own)
@@ -157,7 +154,8 @@ class _Search:
             Contender(
                 number=n,
                 gain=validation.gain(parts[0], parts[n]),
-                cost_s=full[n]["seconds"],
+                # Of the short trial: it was not interrupted, or counts what was done before.
+                cost_s=self._ledger.trials[n].seconds,
             )
             for n in worth
         ]
@@ -267,11 +265,13 @@ def weights_content(
     changes: dict[str, Any] = {
         "stage_two.weights": to_dict(found.stage_two.weights),
         "stage_two.rate": found.stage_two.rate,
+        "stage_two.scale": found.stage_two.scale,  # what the weights are factors on
     }
     if config.search.stage_one:
         changes |= {
             "stage_one.weights": to_dict(found.stage_one.weights),
             "stage_one.rate": found.stage_one.rate,
+            "stage_one.scale": found.stage_one.scale,
             "stage_one.epochs": found.stage_one.epochs,
             "stage_two.epochs": found.stage_two.epochs,
         }

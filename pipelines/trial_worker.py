@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from pipelines.reasons import final, reason
+from pipelines.reasons import cause, final, reason
 from pipelines.trials import WORK
 from pipelines.worker import StageOrder
 from sdn.checkpoint import Checkpoints
@@ -38,8 +38,8 @@ _KEEP = 3
 def tune_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
     """The function that Ray Tune runs for one trial.
 
-    What is wrong with the values themselves ends the trial with its reason; what a machine does to
-    it is raised, and Tune begins it again.
+    A loss that is not finite ends the trial with its reason. What would end the others just so (a
+    full disk, damaged data) ends the search. Anything else is raised, and Tune begins it again.
 
     Args:
         config: `number` and `values` of the trial.
@@ -59,7 +59,8 @@ def tune_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
     except Exception as error:
         if not final(error):
             raise
-        tune.report({"failed": reason(error)})
+        kind = "failed" if isinstance(cause(error), ArithmeticError) else "broken"
+        tune.report({kind: reason(error)})
 
 
 def _alone(config: dict[str, Any], settings: dict[str, Any], say: Say) -> None:
@@ -93,10 +94,11 @@ def _by_ray_train(config: dict[str, Any], settings: dict[str, Any]) -> None:
             resources_per_worker={"CPU": order["threads"]},
         ),
         run_config=RunConfig(
-            # Another attempt of the same trial is another run: an old one would be resumed.
+            # Another start of the search is another run: an old one would be resumed.
             name=f"{order['name']}-{config['number']:04d}-{get_context().get_trial_id()}",
             storage_path=f"{order['store']}/ray",
-            failure_config=FailureConfig(max_failures=0),
+            # Ranks for which there is no room are an error, not waited for without end.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),  # type: ignore[call-arg]
             callbacks=[cast("Any", TuneReportCallback)()],
         ),
     )

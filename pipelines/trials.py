@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sdn.config import SearchConfig
     from sdn.data.files import Files
@@ -68,17 +68,19 @@ class Trial:
 class TrialLedger:
     """The trials of one search, in its place."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, besides: Collection[int] = ()) -> None:
         """Args:
         files: the search's place.
+        besides: numbers of trials that are not read.
 
         Raises:
             ValueError: a record is damaged.
         """
         self._files = files
         self.trials: dict[int, Trial] = {}
+        known = {_name(number) for number in besides}
         for name in sorted(info.name for info in files.walk(TRIALS)):
-            if name.endswith(".json"):
+            if name.endswith(".json") and name not in known:
                 trial = _read(files, name)
                 self.trials[trial.number] = trial
         self.spent_s = 0.0
@@ -102,12 +104,16 @@ class TrialLedger:
         """Put down how a trial stands, whole."""
         self.trials[trial.number] = trial
         content = json.dumps(dataclasses.asdict(trial), indent=1).encode()
-        self._files.write(f"{TRIALS}/{trial.number:04d}.json", content)
+        self._files.write(_name(trial.number), content)
 
     def spend(self, seconds: float) -> None:
         """Put down the time used up so far."""
         self.spent_s = seconds
         self._files.write(SPENT, json.dumps({"seconds": round(seconds, 1)}).encode())
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the search's place."""
+        self._files.remove(name)
 
     def clear_checkpoints(self, number: int) -> None:
         """Remove what a trial that has ended would have gone on from."""
@@ -116,11 +122,15 @@ class TrialLedger:
                 self._files.remove(info.name)
 
 
+def _name(number: int) -> str:
+    return f"{TRIALS}/{number:04d}.json"
+
+
 def _read(files: Files, name: str) -> Trial:
     try:
         trial = Trial(**json.loads(files.read(name)))
         whole = (
-            name == f"{TRIALS}/{trial.number:04d}.json"
+            name == _name(trial.number)
             and isinstance(trial.values, dict)
             and trial.state in get_args(State)
             and all({"images_seen", "value", "seconds"} <= point.keys() for point in trial.points)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sdn.scores.paired import Paired
 
-_CHEAPER = 0.95
+_CHEAPER = 0.75
 """A trial is cheaper than another where it takes less than this share of its time."""
 _LEAST = 3
 """Pairs of scores below which there is no rank correlation to speak of."""

@@ -279,9 +279,9 @@ class Range:
 
     def __post_init__(self) -> None:
         _require(
-            0 < self.low <= 1 <= self.high,
+            0 < self.low <= 1 <= self.high < float("inf"),
             "search.space: the factors on the recipe's own value must satisfy 0 < low <= 1 <= "
-            f"high, not low {self.low}, high {self.high}",
+            f"high < infinity, not low {self.low}, high {self.high}",
         )
 
 
@@ -290,18 +290,17 @@ _VARIED = re.compile(r"(stage_one\.)?(image|conv[1-5](_[1-4])?|pool[1-5]|rate)|s
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """The search over stage two's loss weights."""
+    """The search over loss weights, the rate and, on request, stage one."""
 
     trials: int = 4
     """Trials in all; the first is always the recipe's own weights. 0 or 1 searches nothing."""
     images: int = 8_000
     """Length of a whole trial in images seen."""
-    space: dict[str, Range] = field(
-        default_factory=lambda: {group: Range() for group in TAP_GROUPS}
-    )
+    space: dict[str, Range] = field(default_factory=dict)
     """What is searched: a group of taps (image, conv1, .., conv5), a single tap (conv3_1), rate,
     and, with `stage_one`, the same of stage one (stage_one.conv3) and share, stage one's share of
-    all images. Each by a factor on the recipe's own value; a weight of 0 stays 0."""
+    all images. Each by a factor on the recipe's own value. Empty: all groups whose weight is not 0,
+    with `stage_one` those of stage one too, and share."""
     stage_one: bool = False
     """Whether each trial trains stage one too, instead of starting from the one that is shared."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
@@ -322,11 +321,12 @@ class SearchConfig:
     reruns: int = 2
     """At most so many of the best trials are trained again at full length, beside the recipe's own
     values; only there can they replace these. 0 keeps the recipe's own in any case."""
-    rerun_level: float = 1.0
+    rerun_level: float = 0.025
     """Only trials whose gain over the recipe's own values has at most this p-value in short form
     are worth full length, 0..1; 1 takes the best ones whatever they gain."""
     level: float = 0.025
-    """Chance of replacing the recipe's own values by others that are only as good, 0..1."""
+    """Chance of replacing the recipe's own values by others that are only as good, 0..1, as if the
+    captions had not chosen the trials before."""
     minutes: float | None = None
     """Time for the trials (not for full length); when it is over the running ones are stopped."""
     workers: int = 1

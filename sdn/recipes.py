@@ -43,7 +43,7 @@ def openmoji() -> RunConfig:
         student=StudentConfig(init="identity"),
         stage_one=_replace(stage, epochs=2),
         # Two short trials at a time; full length only for what is better beyond chance already.
-        search=SearchConfig(trials=4, images=2_400, rerun_level=0.025),
+        search=SearchConfig(trials=4, images=2_400),
         stage_two=_replace(stage, epochs=18, weights=_replace(weights, image=60)),
         # At twice its 64 px; at 224 each image would take five times as long.
         evaluation=EvaluationConfig(features_size=128),

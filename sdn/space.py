@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from sdn.config import TAP_GROUPS, LossWeights
+from sdn.config import TAP_GROUPS, LossWeights, Range
 from sdn.taps import blocks_of, taps_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sdn.config import RunConfig, StageConfig
+    from sdn.config import RunConfig, SearchConfig, StageConfig
 
 STAGE_ONE, SHARE, RATE = "stage_one.", "share", "rate"
 _LONGEST_SHARE = 0.95
@@ -32,10 +32,18 @@ def check_space(config: RunConfig) -> None:
                 f"search.space.{name}: {config.teacher.arch} has no such tap; it has "
                 f"{', '.join(taps)}"
             )
-    if config.lanes % search.workers or search.workers > config.stage_two.global_batch:
+        if _own(config, name) == 0:
+            raise ValueError(
+                f"search.space.{name}: the recipe's own value is 0, and factors on it change "
+                "nothing; set it to something, or leave the name out"
+            )
+    batch = config.stage_two.global_batch
+    if search.stage_one:
+        batch = min(batch, config.stage_one.global_batch)
+    if config.lanes % search.workers or search.workers > batch:
         raise ValueError(
-            f"search.workers must divide lanes ({config.lanes}) and be at most "
-            f"stage_two.global_batch ({config.stage_two.global_batch}), not {search.workers}"
+            f"search.workers must divide lanes ({config.lanes}) and be at most the stages' "
+            f"global_batch ({batch}), not {search.workers}"
         )
     if search.stage_one and not 0 < own_share(config) < 1:
         raise ValueError(
@@ -43,9 +51,18 @@ def check_space(config: RunConfig) -> None:
         )
     if not space_of(config):
         raise ValueError(
-            "search.space leaves nothing to vary: each of its names has the value 0 or the range "
-            "1 to 1; name others, or search nothing with search.trials=0"
+            "search.space leaves nothing to vary: all weights are 0, or the ranges are 1 to 1; "
+            "name others, or search nothing with search.trials=0"
         )
+
+
+def _asked(search: SearchConfig) -> dict[str, Range]:
+    if search.space:
+        return search.space
+    names = [*TAP_GROUPS]
+    if search.stage_one:
+        names += [*(STAGE_ONE + group for group in TAP_GROUPS), SHARE]
+    return dict.fromkeys(names, Range())
 
 
 def own_share(config: RunConfig) -> float:
@@ -62,7 +79,7 @@ def own_values(config: RunConfig) -> dict[str, float]:
 def space_of(config: RunConfig) -> dict[str, tuple[float, float]]:
     """Name -> smallest and largest value; what has no room to vary is left out."""
     found = {}
-    for name, factors in sorted(config.search.space.items()):
+    for name, factors in sorted(_asked(config.search).items()):
         own = _own(config, name)
         low, high = own * factors.low, own * factors.high
         if name == SHARE:

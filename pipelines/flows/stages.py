@@ -121,6 +121,7 @@ class Tracked:
     def mirroring(self, job: Job, place: Files) -> Iterator[None]:
         """While the stage works, its points go to MLflow every few seconds."""
         over = threading.Event()
+        said: set[int] = set()
 
         def mirror() -> None:
             while not over.wait(_SYNC_EVERY_S):
@@ -129,9 +130,10 @@ class Tracked:
                     self.tracker.points(run, place)
                     self.tracker.sheets(run, place)
                     if job.stage.name == "search":
-                        for trial in TrialLedger(place).all():
+                        for trial in TrialLedger(place, besides=said).all():
                             if trial.ended:
                                 self._trial(run, job.stage.key, dataclasses.asdict(trial))
+                                said.add(trial.number)
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(mirror,), name="mlflow", daemon=True)
@@ -153,7 +155,9 @@ class Tracked:
         """
         with never_raising(f"run of {done.name}"):
             run = self._run(done.name, done.key)
-            if done.name == "search":  # it may be nested in the run of an earlier pipeline
+            if (
+                done.name == "search" and done.result["trials"]
+            ):  # it may be nested in the run of an earlier pipeline
                 self.tracker.log(self.parent, tags={SEARCH_TAG: run})
             if self.tracker.finished(run):
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ SAMPLES = 90
 CONFIG = dataclasses.replace(
     training_place.CONFIG, evaluation=EvaluationConfig(features="teacher", judge=JUDGE_CONFIG)
 )
+WHERE: ContextVar[str] = ContextVar("where")
+"""Set where the search is started; the terminal and Prefect's run are found in such a way."""
 ROLES = ("data", "teacher", "captions", "reference", "start")
 
 
@@ -79,7 +82,7 @@ def run_of(folder: Path, changes: dict[str, str]) -> Run:
         spec=RunSpec("tiny", {}, str(folder)),
         config=config,
         settings=Settings(store=str(folder), cache=folder / "cache"),
-        progress=lambda stage, share, text: None,
+        progress=lambda stage, share, text: say("told", text=text, where=WHERE.get("nowhere")),
     )
 
 
@@ -121,10 +124,10 @@ def alone(folder: Path, changes: dict[str, str]) -> dict[str, Any]:
 def main(folder: str, changes: str) -> None:
     """Run the search; say each record written, what Ray still holds afterwards, and the result."""
     import ray
-    from ray.util.placement_group import placement_group_table
+    from ray.util.placement_group import placement_group, placement_group_table
     from ray.util.state import list_actors
 
-    from pipelines.cluster import stop_ray
+    from pipelines.cluster import start_ray, stop_ray
     from pipelines.orphans import ended_with_this_process
 
     write = TrialLedger.write
@@ -134,13 +137,20 @@ def main(folder: str, changes: str) -> None:
         say("trial", number=trial.number, state=trial.state, images_seen=trial.images_seen)
 
     TrialLedger.write = written  # type: ignore[method-assign]
+    WHERE.set("here")
     place = Path(folder)
     run = run_of(place, json.loads(changes))
     with ended_with_this_process():
         try:
+            foreign = None
+            if run.settings.ray_address is not None:
+                start_ray(run.settings)
+                foreign = placement_group([{"memory": 2**20}]).id.hex()
             done = perform(run, job_of(run, place))
             if ray.is_initialized():
-                held = [t for t in placement_group_table().values() if t["state"] != "REMOVED"]
+                states = {n: group["state"] for n, group in placement_group_table().items()}
+                assert states.pop(foreign, "CREATED") == "CREATED", "another's group is gone"
+                held = [name for name, state in states.items() if state != "REMOVED"]
                 alive: list = []
                 if run.settings.ray_address is not None:  # a Ray of this process has no dashboard
                     alive = list_actors(filters=[("state", "!=", "DEAD")])

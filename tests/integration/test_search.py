@@ -221,7 +221,8 @@ def test_failed_trials_have_their_reason(store):
     """Values that cannot be trained with are a failed trial; the others go on."""
     changes = {"search.trials": "6", "search.images": "300", "search.scheduler": "none"}
     changes["search.space"] = json.dumps({"image": {"low": 1, "high": 1e120}})
-    result = Driver(store, changes).result()
+    driver = Driver(store, changes)
+    result = driver.result()
     states = {trial["number"]: trial["state"] for trial in result["trials"]}
     assert set(states) == set(range(6))
     assert states[0] == "finished"
@@ -229,6 +230,20 @@ def test_failed_trials_have_their_reason(store):
     assert failed
     assert all("not finite" in trial["reason"] for trial in failed)
     assert result["chosen"] == 0
+    told = driver.all("told")
+    assert {said["where"] for said in told} == {"here"}
+    assert f"trial {failed[0]['number']} failed: LossNotFiniteError" in str(told)
+
+
+def test_nothing_is_searched_without_the_recipes_own_values(store):
+    """Where their trial fails the search ends, and the next start tries them again."""
+    changes = {"search.trials": "3", "search.images": "300", "stage_two.weights.image": "1e60"}
+    driver = Driver(store, changes)
+    driver.process.wait(480)
+    assert driver.process.returncode != 0
+    said = driver.log.read_text()
+    assert "the trial with the recipe's own values failed: LossNotFiniteError" in said
+    assert search_place.ledger_of(store, changes).trials[0].state == "running"
 
 
 def test_trials_of_several_ranks(store, cluster):
