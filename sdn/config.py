@@ -281,7 +281,7 @@ class Range:
         _require(
             0 < self.low <= 1 <= self.high < float("inf"),
             "search.space: the factors on the recipe's own value must satisfy 0 < low <= 1 <= "
-            f"high < infinity, not low {self.low}, high {self.high}",
+            f"high, not low {self.low}, high {self.high}",
         )
 
 
@@ -296,11 +296,13 @@ class SearchConfig:
     """Trials in all; the first is always the recipe's own weights. 0 or 1 searches nothing."""
     images: int = 8_000
     """Length of a whole trial in images seen."""
-    space: dict[str, Range] = field(default_factory=dict)
+    space: dict[str, Range] = field(
+        default_factory=lambda: {group: Range() for group in TAP_GROUPS}
+    )
     """What is searched: a group of taps (image, conv1, .., conv5), a single tap (conv3_1), rate,
     and, with `stage_one`, the same of stage one (stage_one.conv3) and share, stage one's share of
-    all images. Each by a factor on the recipe's own value. Empty: all groups whose weight is not 0,
-    with `stage_one` those of stage one too, and share."""
+    all images. Each by a factor on the recipe's own value; a weight of 0 stays 0. With `stage_one`
+    and no name that is about stage one, all its groups and share are added."""
     stage_one: bool = False
     """Whether each trial trains stage one too, instead of starting from the one that is shared."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"

@@ -32,11 +32,6 @@ def check_space(config: RunConfig) -> None:
                 f"search.space.{name}: {config.teacher.arch} has no such tap; it has "
                 f"{', '.join(taps)}"
             )
-        if _own(config, name) == 0:
-            raise ValueError(
-                f"search.space.{name}: the recipe's own value is 0, and factors on it change "
-                "nothing; set it to something, or leave the name out"
-            )
     batch = config.stage_two.global_batch
     if search.stage_one:
         batch = min(batch, config.stage_one.global_batch)
@@ -51,18 +46,17 @@ def check_space(config: RunConfig) -> None:
         )
     if not space_of(config):
         raise ValueError(
-            "search.space leaves nothing to vary: all weights are 0, or the ranges are 1 to 1; "
-            "name others, or search nothing with search.trials=0"
+            "search.space leaves nothing to vary: each of its names has the value 0 or the range "
+            "1 to 1; name others, or search nothing with search.trials=0"
         )
 
 
 def _asked(search: SearchConfig) -> dict[str, Range]:
-    if search.space:
+    """What is varied: where stage one is and nothing of it is named, all its groups and share."""
+    if not search.stage_one or any(n == SHARE or n.startswith(STAGE_ONE) for n in search.space):
         return search.space
-    names = [*TAP_GROUPS]
-    if search.stage_one:
-        names += [*(STAGE_ONE + group for group in TAP_GROUPS), SHARE]
-    return dict.fromkeys(names, Range())
+    added = [*(STAGE_ONE + group for group in TAP_GROUPS), SHARE]
+    return search.space | dict.fromkeys(added, Range())
 
 
 def own_share(config: RunConfig) -> float:

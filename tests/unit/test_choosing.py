@@ -151,7 +151,7 @@ def test_a_cheaper_one_of_equals_is_taken():
     found = [
         contender(1, 0.05, 0.001, cost=150),
         contender(2, 0.04, 0.001, cost=100),
-        contender(3, 0.03, 0.001, cost=120),
+        contender(3, 0.03, 0.001, cost=110),
     ]
     between, asked = between_of(0.025)
     choice = choose(found, LEVEL, between)
@@ -169,7 +169,7 @@ def test_a_cheaper_one_that_is_worse_is_left():
     found = [
         contender(1, 0.05, 0.001, cost=150),
         contender(2, 0.04, 0.001, cost=100),
-        contender(3, 0.03, 0.001, cost=120),
+        contender(3, 0.03, 0.001, cost=110),
     ]
     between, asked = between_of(0.0249)
     choice = choose(found, LEVEL, between)
@@ -179,19 +179,19 @@ def test_a_cheaper_one_that_is_worse_is_left():
     only_third = {2: 0.001, 3: 0.5}
     choice = choose(found, LEVEL, lambda cheap, best: paired(0.01, only_third[cheap]))
     assert choice.number == 3
-    assert choice.reason.endswith("trial 1 is not shown to be better and takes 25% longer")
+    assert choice.reason.endswith("trial 1 is not shown to be better and takes 36% longer")
 
 
 @pytest.mark.parametrize(
     ("cost", "p"),
-    [(95, 0.001), (100, 0.001), (300, 0.001), (50, 0.0125), (50, 0.5)],
-    ids=["5% cheaper", "as dear", "dearer", "not below the level", "no better than the own"],
+    [(75, 0.001), (100, 0.001), (300, 0.001), (50, 0.0125), (50, 0.5)],
+    ids=["a quarter cheaper", "as dear", "dearer", "not below the level", "no better than the own"],
 )
 def test_what_is_hardly_cheaper_or_no_better_is_left(cost, p):
-    """Only a twentieth less counts as cheaper, and only what itself beats the own values."""
+    """More than a quarter less counts as cheaper, and only of what itself beats the own."""
     found = [contender(1, 0.05, 0.001, cost=100), contender(2, 0.04, p, cost=cost)]
     assert choose(found, LEVEL, never).number == 1
-    cheap = [found[0], contender(2, 0.04, 0.001, cost=94)]
+    cheap = [found[0], contender(2, 0.04, 0.001, cost=74)]
     assert choose(cheap, LEVEL, between_of(0.5)[0]).number == 2
 
 

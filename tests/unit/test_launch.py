@@ -14,6 +14,8 @@ from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
 from pipelines.launch import _callback, _Following
+from pipelines.reasons import TrainingError
+from pipelines.run import RunSpec
 from pipelines.schedulers import scheduler_of
 from pipelines.trials import WORK, Trial, TrialLedger
 from sdn.config import with_overrides
@@ -37,6 +39,11 @@ def point(images, value=0.5, seconds=2.5, **more):
     kept = ("images_seen", "value", "low", "high", "seconds", "parts")
     found = result(images, value, seconds=seconds)
     return {name: found[name] for name in kept} | more
+
+
+def passed(*given, **more):
+    """A point that is not the last: nothing is compared with it."""
+    return {name: value for name, value in point(*given, **more).items() if name != "parts"}
 
 
 def nobody(trial):
@@ -79,7 +86,7 @@ def test_every_rung_is_written_before_it_is_told(place):
     following.heard("t0", result(300, 0.5, ended=True), VALUES)
     assert heard == [(0, "running", 100), (1, "running", 104), (0, "finished", 300)]
     first, second = read(place)
-    assert first.points == [point(100, 0.7), point(300)]
+    assert first.points == [passed(100, 0.7), point(300)]
     assert (second.state, second.points, second.reason) == ("running", [point(104, 0.8)], None)
 
 
@@ -97,19 +104,41 @@ def test_a_rung_heard_again_keeps_its_seconds(place):
     following.heard("t0", result(100, 0.5, seconds=0.0), VALUES)
     following.heard("t0", result(300, 0.4, seconds=9.0, ended=True), VALUES)
     (trial,) = read(place)
-    assert trial.points == [point(100, seconds=7.5), point(300, 0.4, seconds=9.0)]
+    assert trial.points == [passed(100, seconds=7.5), point(300, 0.4, seconds=9.0)]
     assert trial.seconds == 16.5
 
 
 def test_values_that_cannot_be_trained_with(place):
     """A trial that says why it failed is failed for that reason, and what Tune adds is ignored."""
-    following = begin(place)
-    following.heard("t0", result(100), VALUES)
-    following.heard("t0", {"failed": "LossNotFiniteError: step 3", "trial_id": "t0"}, VALUES)
-    following.over("t0", None)
-    (trial,) = read(place)
+    following = begin(place, 2)
+    following.heard("t1", result(100), VALUES)
+    following.heard("t1", {"failed": "LossNotFiniteError: step 3", "trial_id": "t1"}, VALUES)
+    following.over("t1", None)
+    _, trial = read(place)
     assert (trial.state, trial.reason) == ("failed", "LossNotFiniteError: step 3")
     assert trial.points == [point(100)]
+
+
+@pytest.mark.parametrize("end", [{"failed": "LossNotFiniteError: step 3"}, OSError("no node")])
+def test_without_the_recipes_own_trial_the_search_ends(place, end):
+    """Its failure is an error, and its record stays open, for the next start to try again."""
+    following = begin(place, 2)
+    if isinstance(end, dict):
+        following.heard("t0", end, VALUES)
+    else:
+        following.over("t0", end)
+    with pytest.raises(TrainingError, match=r"with the recipe's own values failed: .*Error: "):
+        following.check()
+    assert [trial.state for trial in read(place)] == ["running", "running"]
+
+
+def test_what_is_nobodys_values_ends_the_search(place):
+    """A full disk or damaged data would end every trial: no record says that one has failed."""
+    following = begin(place, 2)
+    following.heard("t1", {"broken": "the disk is full"}, VALUES)
+    with pytest.raises(TrainingError, match="a trial could not be run: the disk is full"):
+        following.check()
+    assert [trial.state for trial in read(place)] == ["running", "running"]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +157,11 @@ def test_values_that_cannot_be_trained_with(place):
 )
 def test_tune_is_done_with_a_trial(place, points, error, left_s, state, words):
     """How a trial ended is told by what it had reached, by its error and by the time."""
-    following = begin(place, left_s=left_s)
+    following = begin(place, 2, left_s=left_s)
     for images, ended in points:
-        following.heard("t0", result(images, ended=ended), VALUES)
-    following.over("t0", error)
-    (trial,) = read(place)
+        following.heard("t1", result(images, ended=ended), VALUES)
+    following.over("t1", error)
+    _, trial = read(place)
     assert trial.state == state
     assert len(trial.points) == len(points)
     assert (trial.reason is None) if words is None else (words in trial.reason)
@@ -226,7 +255,7 @@ def test_members_of_a_population_keep_their_numbers(place):
     first, second = read(place)
     assert first.points == []
     assert second.values == changed
-    assert second.points == [point(80), point(160, 0.4, values=changed), point(240, 0.3)]
+    assert second.points == [passed(80), passed(160, 0.4, values=changed), point(240, 0.3)]
 
 
 def tune_trial(number, *, error=None):
@@ -377,3 +406,14 @@ def test_other_schedulers(place):
     assert isinstance(scheduler_of(config_of(scheduler="none"), ledger), FIFOScheduler)
     found = scheduler_of(config_of(scheduler="pbt"), ledger)
     assert isinstance(found, PopulationBasedTraining)
+
+
+def test_a_rank_of_a_trial_needs_a_core(monkeypatch, tmp_path):
+    """More ranks than cores are refused before anything starts; on a cluster nobody knows yet."""
+    monkeypatch.setenv("SDN_CPUS", "2")
+    spec = RunSpec("tiny", {"search.workers": "16"}, str(tmp_path))
+    with pytest.raises(ValueError, match=r"search.workers=16: .* there are 2"):
+        spec.open()
+    assert RunSpec("tiny", {"search.workers": "2"}, str(tmp_path)).open().config.search.workers == 2
+    monkeypatch.setenv("SDN_RAY_ADDRESS", "127.0.0.1:6379")
+    assert spec.open().config.search.workers == 16

@@ -244,7 +244,7 @@ def test_impossible_numbers_of_workers(workers):
     """Workers must divide the lanes, 48, and each needs an image of the batch of 16."""
     with pytest.raises(ValueError, match=r"search\.workers must divide lanes \(48\)") as told:
         check_space(searching("image", workers=workers))
-    assert str(told.value).endswith(f"at most stage_two.global_batch (16), not {workers}")
+    assert str(told.value).endswith(f"at most the stages' global_batch (16), not {workers}")
     check_space(searching("image", workers=16))
 
 
@@ -271,3 +271,16 @@ def test_nothing_to_vary(space):
     config = with_stage(searching(space=space), "stage_two", weights=LossWeights(conv5=0))
     with pytest.raises(ValueError, match=r"leaves nothing to vary: .*search\.trials=0"):
         check_space(config)
+
+
+def test_stage_one_is_searched_whole_where_nothing_of_it_is_named():
+    """On request alone its groups and its share are added; a name of it is taken as it is."""
+    two = {*TAP_GROUPS}
+    asked = with_search(recipe("tiny"), stage_one=True)
+    assert set(space_of(asked)) == two | {f"stage_one.{name}" for name in two} | {"share"}
+    assert set(space_of(with_search(recipe("tiny")))) == two
+    assert set(space_of(searching("image", "share", stage_one=True))) == {"image", "share"}
+
+
+def with_search(config, **changes):
+    return dataclasses.replace(config, search=dataclasses.replace(config.search, **changes))
