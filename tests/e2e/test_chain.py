@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,12 +99,15 @@ def test_short_trials_alone_do_not_replace_the_recipes_own_weights(chain):
     assert "Plotly" in (pictures / "parallel-coordinates.html").read_text()
 
 
-def test_a_rerun_is_the_stage_that_follows_and_its_weights_can_be_reused(chain):
+def test_a_rerun_is_the_stage_that_follows_and_its_weights_can_be_reused(chain, tmp_path):
     """Re-run at full length, the taken trial is not trained again; another run takes its weights.
 
     A level of nearly a half takes whatever is better at all.
     """
     here, answer = chain
+    store = tmp_path / "store"  # what it registers is not the others' business
+    shutil.copytree(here.store, store, ignore=shutil.ignore_patterns("ml*"))
+    here = dataclasses.replace(here, store=store)
     changes = ["search.reruns=1", "search.rerun_level=1", "search.level=0.49"]
     options = [part for change in changes for part in ("--set", change)]
     again = here.run(*options)
