@@ -231,7 +231,7 @@ class _Following:
     def heard(self, tune_id: str, result: dict[str, Any], values: dict[str, float]) -> None:
         """A trial is at a rung, or has failed for good."""
         if "broken" in result:
-            self._error = TrainingError(f"a trial could not be run: {result['broken']}")
+            self._end(f"a trial could not be run: {result['broken']}")
             return
 
         def change(trial: Trial) -> None:
@@ -275,9 +275,14 @@ class _Following:
     def _fail(self, trial: Trial, why: str) -> None:
         """A trial has failed; without the recipe's own there is nothing to compare with."""
         if trial.number == 0:
-            self._error = TrainingError(f"the trial with the recipe's own values failed: {why}")
+            self._end(f"the trial with the recipe's own values failed: {why}")
         else:
             trial.state, trial.reason = "failed", why
+
+    def _end(self, why: str) -> None:
+        """The search is over; what is said after the first reason follows from it."""
+        if self._error is None:
+            self._error = TrainingError(why)
 
     def _edit(self, tune_id: str, change: Callable[[Trial], None]) -> None:
         """Change a record, write it, tell of it; what goes wrong is kept for the main thread."""
