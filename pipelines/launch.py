@@ -121,7 +121,12 @@ def _tuner(
         tune.with_resources(tune.with_parameters(tune_trial, settings=given), own),
         param_space=space,
         tune_config=tune.TuneConfig(
-            scheduler=scheduler_of(config, following.ledger), time_budget_s=left_s, **asked
+            scheduler=scheduler_of(config, following.ledger),
+            time_budget_s=left_s,
+            # The next trial in the same process: importing torch takes it seconds. One that waits
+            # for a Ray Train run of its own cannot be left in the middle.
+            reuse_actors=search.workers == 1,
+            **asked,
         ),
         run_config=tune.RunConfig(
             name=f"{order.name}-{int(time.time())}",  # the ledger is what is gone on with
