@@ -51,6 +51,13 @@ def start_ray(settings: Settings) -> None:
             os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
+    if not here:
+        from ray._private.authentication.authentication_token_setup import (
+            maybe_enable_token_auth_if_token_available,
+        )
+
+        # What Ray's own commands do before they ask: `init` alone would leave the token out.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     with _of_this_process() if here else nullcontext():
         ray.init(
             # "local": never the cluster that somebody else has started on this machine.
