@@ -125,7 +125,7 @@ def cluster(tmp_path_factory):
 
 def test_nothing_is_left_on_a_cluster_after_asha_has_stopped_twenty_trials(store, cluster):
     """No placement group, no actor and no trial's process, on a cluster that goes on."""
-    changes = {"search.trials": "36", "search.images": "300", "search.seed": "1"}
+    changes = {"search.trials": "54", "search.images": "300", "search.seed": "1"}
     check_stopped_twenty(store, changes, Driver(store, changes, SDN_RAY_ADDRESS=cluster.address))
     port = cluster.address.rpartition(":")[2]
     left = [child for own in carrying(port) for child in own.children(recursive=True)]
@@ -136,7 +136,7 @@ def test_nothing_is_left_on_a_cluster_after_asha_has_stopped_twenty_trials(store
 @pytest.mark.rest
 def test_nothing_is_left_here_after_asha_has_stopped_twenty_trials(store):
     """The same with Ray in this process; never more than a trial a core, with one thread each."""
-    changes = {"search.trials": "36", "search.images": "300", "search.seed": "2"}
+    changes = {"search.trials": "54", "search.images": "300", "search.seed": "2"}
     driver = Driver(store, changes, SDN_CPUS="2")
     seen, most, tree = {}, 0, {}
     while driver.process.poll() is None:
@@ -248,6 +248,7 @@ def test_nothing_is_searched_without_the_recipes_own_values(store):
     assert search_place.ledger_of(store, changes).trials[0].state == "running"
 
 
+@pytest.mark.rest
 def test_trials_of_several_ranks(store, cluster):
     """A trial is a Ray Train run of two ranks with the score of one; ASHA's stops leave nothing."""
     changes = {"search.trials": "4", "search.images": "900", "search.workers": "2"}
@@ -264,6 +265,7 @@ def test_trials_of_several_ranks(store, cluster):
     assert result["trials"][0]["value"] == pytest.approx(alone["value"], rel=0.05)
 
 
+@pytest.mark.rest
 def test_population(store):
     """Members that are behind go on from others with other values; the recipe's own stay."""
     changes = {"search.trials": "4", "search.images": "1200", "search.scheduler": "pbt"}
