@@ -52,12 +52,7 @@ def start_ray(settings: Settings) -> None:
     if ray.is_initialized():
         return
     if not here:
-        from ray._private.authentication.authentication_token_setup import (
-            maybe_enable_token_auth_if_token_available,
-        )
-
-        # What Ray's own commands do before they ask: `init` alone would leave the token out.
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        bring_token()
     with _of_this_process() if here else nullcontext():
         ray.init(
             # "local": never the cluster that somebody else has started on this machine.
@@ -70,6 +65,18 @@ def start_ray(settings: Settings) -> None:
             logging_level=logging.ERROR,
             configure_logging=False,
         )
+
+
+def bring_token() -> None:
+    """Let this process show a cluster its token, where it has one.
+
+    What Ray's own commands do before they ask; `ray.init` and a client for jobs would leave it out.
+    """
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available,
+    )
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextmanager

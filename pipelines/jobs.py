@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from pipelines.cluster import bring_token
 from pipelines.points import spooled_points
 from pipelines.reasons import TrainingError
 from pipelines.supervising import finished, write_order
@@ -98,13 +99,9 @@ def connect(address: str) -> JobSubmissionClient:
     Raises:
         ClusterError: no cluster there, one without a dashboard, or one that refuses the token.
     """
-    from ray._private.authentication.authentication_token_setup import (
-        maybe_enable_token_auth_if_token_available,
-    )
     from ray.job_submission import JobSubmissionClient
 
-    # What Ray's own commands do before they ask: this client alone would leave the token out.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    bring_token()
     try:
         return JobSubmissionClient(address)
     except Exception as error:

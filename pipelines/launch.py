@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-import logging
 import os
 import threading
 import time
@@ -19,14 +18,13 @@ from pipelines.suggesting import begin_all, ledger_searcher
 from pipelines.trial_worker import tune_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pipelines.settings import Settings
     from pipelines.trials import Trial, TrialLedger
     from pipelines.worker import StageOrder
     from sdn.config import RunConfig, SearchConfig
 
-logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _ATTEMPTS = 2
 """How often a trial is begun again whose process was lost."""
@@ -215,8 +213,7 @@ class _Following:
             for trial in self.ledger.open():
                 trial.state, trial.reason = "stopped", _LATE
                 self.ledger.write(trial)
-        for trial in self.ledger.all():
-            self.ledger.clear_checkpoints(trial.number)
+        self.ledger.clear_checkpoints()
 
     def close(self) -> None:
         """From now on nothing is put down: what comes now is Ray being ended."""
@@ -239,6 +236,8 @@ class _Following:
             self._end(f"a trial could not be run: {result['broken']}")
             return
 
+        old: list[str] = []
+
         def change(trial: Trial) -> None:
             if "failed" in result:
                 self._fail(trial, result["failed"])
@@ -246,18 +245,20 @@ class _Following:
             kept = ("images_seen", "value", "low", "high", "seconds", "parts")
             point = {name: result[name] for name in kept}
             before = [p for p in trial.points if p["images_seen"] == point["images_seen"]]
-            for earlier in trial.points:  # only those of the last rung are compared
-                if earlier["images_seen"] < point["images_seen"] and "parts" in earlier:
-                    self.ledger.remove(earlier.pop("parts"))
+            old.extend(  # only those of the last rung are compared
+                earlier.pop("parts")
+                for earlier in trial.points
+                if earlier["images_seen"] < point["images_seen"] and "parts" in earlier
+            )
             if before:  # looked at again after a restart
                 point["seconds"] = before[0]["seconds"]
-            if values != trial.values or any("values" in point for point in before):
+            if values != trial.values or any("values" in earlier for earlier in before):
                 point["values"] = trial.values = dict(values)
             trial.add(point)
             if result["ended"]:
                 trial.state = "finished"
 
-        self._edit(tune_id, change)
+        self._edit(tune_id, change, old)
 
     def over(self, tune_id: str, error: BaseException | None) -> None:
         """Tune is done with a trial."""
@@ -289,8 +290,11 @@ class _Following:
         if self._error is None:
             self._error = TrainingError(why)
 
-    def _edit(self, tune_id: str, change: Callable[[Trial], None]) -> None:
-        """Change a record, write it, tell of it; what goes wrong is kept for the main thread."""
+    def _edit(self, tune_id: str, change: Callable[[Trial], None], old: Sequence[str] = ()) -> None:
+        """Change a record, write it, remove old files, tell of it.
+
+        What goes wrong is kept for the main thread.
+        """
         with self._lock:
             if not self._open or tune_id not in self._numbers:
                 return
@@ -299,6 +303,8 @@ class _Following:
                 change(trial)
                 self.ledger.write(trial)
                 self.ledger.spend(self._before + time.monotonic() - self._began)
+                for name in old:
+                    self.ledger.remove(name)
                 if trial.ended and not self._population:  # whose members may copy an ended one
                     self.ledger.clear_checkpoints(trial.number)
             except BaseException as error:

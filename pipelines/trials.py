@@ -115,9 +115,9 @@ class TrialLedger:
         """Remove a file of the search's place."""
         self._files.remove(name)
 
-    def clear_checkpoints(self, number: int) -> None:
-        """Remove what a trial that has ended would have gone on from."""
-        for info in list(self._files.walk(f"{WORK}/{number:04d}")):
+    def clear_checkpoints(self, number: int | None = None) -> None:
+        """Remove what a trial that has ended would have gone on from; None: at the end, all."""
+        for info in list(self._files.walk(WORK if number is None else f"{WORK}/{number:04d}")):
             if "/checkpoints/" in info.name:
                 self._files.remove(info.name)
 

@@ -92,7 +92,6 @@ class Tracked:
         self.tracker = tracker
         self._parent_name, self._parent_key = name, key
         self._parent: str | None = None
-        self._trials: set[tuple[str, int, frozenset[str]]] = set()
         self.described = False
         """Whether the parent run has its config and its data."""
 
@@ -155,9 +154,8 @@ class Tracked:
         """
         with never_raising(f"run of {done.name}"):
             run = self._run(done.name, done.key)
-            if (
-                done.name == "search" and done.result["trials"]
-            ):  # it may be nested in the run of an earlier pipeline
+            # A search may be nested in the run of an earlier pipeline.
+            if done.name == "search" and done.result["trials"]:
                 self.tracker.log(self.parent, tags={SEARCH_TAG: run})
             if self.tracker.finished(run):
                 return
@@ -177,9 +175,6 @@ class Tracked:
     def _trial(self, parent: str, key: str, trial: dict[str, Any]) -> None:
         """A nested run of a trial that has ended; said again it changes nothing."""
         number = trial["number"]
-        said = (key, number, frozenset(trial))  # at the search's end there is more to be said
-        if said in self._trials:
-            return
         run = self.tracker.run(f"trial {number}", f"{key}-{number}", parent)
         full = trial.get("full", {})
         metrics = {f"full/{n}": full[n] for n in ("value", "p_value") if n in full}
@@ -192,7 +187,6 @@ class Tracked:
         self.tracker.rungs(run, trial["points"])
         states = {"failed": "FAILED", "stopped": "KILLED"}
         self.tracker.finish(run, states.get(trial["state"], "FINISHED"))
-        self._trials.add(said)
 
     def _search_files(self, run: str, done: Done, folder: Path) -> None:
         """Weights, trials and pictures of a search, as artifacts of its run."""

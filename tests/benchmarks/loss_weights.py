@@ -104,7 +104,7 @@ def score(args: argparse.Namespace, config: RunConfig) -> None:
     _, found = store_inputs(args.store, config)
     folders = sorted(f for f in args.work.iterdir() if (f / DONE).is_file())
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
-    scorer = test_scores if args.split == "test" else validation_scores
+    scorer = scores_on_test if args.split == "test" else scores_on_validation
     for folder, scores in scorer(config, found, folders, open_synthesizer):
         name, _, _ = folder.name.rpartition("-")
         for score_name, value in scores.items():
@@ -133,7 +133,7 @@ def of_seeds(values: list[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1)) * error
 
 
-def validation_scores(config, found, folders, open_model):
+def scores_on_validation(config, found, folders, open_model):
     from sdn.validation import Validation
 
     inputs = StageInputs(
@@ -153,7 +153,7 @@ def vars_of(found):
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def test_scores(config, found, folders, open_model):
+def scores_on_test(config, found, folders, open_model):
     from sdn.data.dataset import open_dataset
     from sdn.draws import plan_draws
     from sdn.evaluation import drawn_blocks, open_evaluator
