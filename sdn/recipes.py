@@ -70,7 +70,7 @@ def tiny() -> RunConfig:
         student=StudentConfig(init="identity"),
         stage_one=_replace(stage, epochs=3),
         search=SearchConfig(trials=2, images=320, captions=16, reruns=0),
-        stage_two=_replace(stage, epochs=4),
+        stage_two=_replace(stage, epochs=12),
         evaluation=EvaluationConfig(
             sheet=8, features_size=64, judge=JudgeConfig(dim=64, epochs=10, batch=32)
         ),

@@ -186,7 +186,7 @@ def undisturbed(ground, ranks):
 @pytest.mark.parametrize(
     ("ground", "ranks", "share"),
     [
-        ("folder", 1, 2 / 3),
+        pytest.param("folder", 1, 2 / 3, marks=pytest.mark.rest),
         ("folder", 2, 1 / 3),
         pytest.param("bucket", 2, 1 / 5, marks=pytest.mark.rest),
     ],

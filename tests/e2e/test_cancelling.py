@@ -16,7 +16,7 @@ from sdn.data.files import LocalFolder
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(params=["embedded", "cluster"])
+@pytest.fixture
 def cluster(request, tmp_path):
     """Where Ray runs: None for in the flow's own process."""
     if request.param == "embedded":
@@ -26,6 +26,9 @@ def cluster(request, tmp_path):
         yield found
 
 
+@pytest.mark.parametrize(
+    "cluster", [pytest.param("embedded", marks=pytest.mark.rest), "cluster"], indirect=True
+)
 def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_path):
     """By the state that the UI's button sets: a last checkpoint, no job, no process left."""
     here, _ = chain
@@ -67,6 +70,9 @@ def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_p
     assert 0 < newest.step < newest.steps
 
 
+@pytest.mark.parametrize(
+    "cluster", ["embedded", pytest.param("cluster", marks=pytest.mark.rest)], indirect=True
+)
 def test_cancelling_stops_a_search_within_30_s(chain, server, cluster, tmp_path):
     """All trials end, no process and no actor is left, and no trial counts as failed for it."""
     here, _ = chain

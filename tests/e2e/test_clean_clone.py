@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, place
 from PIL import Image
 
 
+@pytest.mark.rest  # installs all packages once more; the chain itself runs in test_chain
 def test_make_run_in_a_clean_clone(tmp_path):
     """`make run RECIPE=tiny` installs, runs the chain and says where everything is."""
     clone = tmp_path / "sdn"

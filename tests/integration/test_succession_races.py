@@ -109,7 +109,8 @@ def whole(one, what):
     return newest.number
 
 
-@pytest.mark.parametrize("what", ["succeed", pytest.param("roll back", marks=pytest.mark.rest)])
+@pytest.mark.rest
+@pytest.mark.parametrize("what", ["succeed", "roll back"])
 def test_a_process_killed_between_any_two_requests(place, processes, what):
     """SIGKILL after each number of requests: the champion is whole, the next one completes it."""
     newest = []

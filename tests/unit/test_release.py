@@ -131,7 +131,7 @@ def test_a_champion_in_an_earlier_format_does_not_block(client):
     assert "version 1 cannot be opened" in flow.asked[0].note
 
 
-@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("better", [pytest.param(True, marks=pytest.mark.rest), False])
 def test_killed_between_any_two_requests(tmp_path, better):
     """The champion is whole at every moment, and the same flow again comes to the same end."""
     ended = None
