@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LOG_BYTES, _LOG_OLD = "5MB", "2"
 _CONFIG, _LOGS = "supervisor.conf", "logs"
+_GROUP = "parts"
 NAME = "supervisor"
 _RETRIES = 3
 """Failures to start in a row, each waited for a second longer, after which it is given up."""
@@ -118,6 +119,8 @@ class Keeper:
         found["rpcinterface:supervisor"] = {
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
         }
+        # One group: groups are ended one after another, each waited for.
+        found[f"group:{_GROUP}"] = {"programs": ",".join(one.name for one in programs)}
         for program in programs:
             variables = ",".join(f'{k}="{_plain(v)}"' for k, v in program.env.items())
             found[f"program:{program.name}"] = {
@@ -154,11 +157,11 @@ class Keeper:
 
     def again(self, name: str) -> None:
         """Start a program that was stopped or given up."""
-        self._ask("startProcess", name, False)
+        self._ask("startProcess", f"{_GROUP}:{name}", False)
 
     def stop(self, name: str) -> None:
         """End one program and wait for it; it is not started again by itself."""
-        self._ask("stopProcess", name)
+        self._ask("stopProcess", f"{_GROUP}:{name}")
 
     def _ask(self, method: str, *args: object) -> Any:
         """The supervisor's answer; None where none answers or it does not do as asked."""

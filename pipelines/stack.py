@@ -233,8 +233,9 @@ class Stack:
                 *("--folder", str(self.runtime / "ray")),
             ),
         }
-        # Servers end within seconds; a worker only after its flow runs, which write checkpoints.
-        patience = {WORKER: round(settings.grace_s) + 40}
+        # A worker ends after its flow runs, which write checkpoints. SeaweedFS waits 16 s for
+        # nothing; what it has answered is on the disk, whether it ends by itself or not.
+        patience = {WORKER: round(settings.grace_s) + 40, S3: 5}
         return [
             Kept(
                 name=part,

@@ -16,7 +16,7 @@ from pipelines.keeping import NAME as SUPERVISOR
 from pipelines.marks import mark, mark_of, marked
 from pipelines.ports import PortError, check_port, listener, listens
 from pipelines.stack import POOL, WORKER
-from pipelines.stack_state import flow_runs, unhealthy
+from pipelines.stack_state import Probe, flow_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -151,12 +151,12 @@ def _wait(stack: Stack, plan: Plan, settings: Settings, env: dict[str, str], say
         StackError: with the end of the log of what failed.
     """
     began = time.monotonic()
-    left = dict.fromkeys(plan.parts, "")
+    probe, left = Probe(plan, settings), dict.fromkeys(plan.parts, "")
     with _deploying(stack, env) as deploying:
         done = False
         while left or not done:
             seconds = time.monotonic() - began
-            for name, why in _look_at(stack, plan, settings, left).items():
+            for name, why in _look_at(stack, probe, left).items():
                 left[name] = why
                 if not why:
                     del left[name]
@@ -197,7 +197,7 @@ def _deploying(stack: Stack, env: dict[str, str]) -> Iterator[subprocess.Popen[b
             process.wait()
 
 
-def _look_at(stack: Stack, plan: Plan, settings: Settings, names: Iterable[str]) -> dict[str, str]:
+def _look_at(stack: Stack, probe: Probe, names: Iterable[str]) -> dict[str, str]:
     """Why each of these parts is not healthy; empty text where it is.
 
     Raises:
@@ -214,7 +214,7 @@ def _look_at(stack: Stack, plan: Plan, settings: Settings, names: Iterable[str])
                 f"{one.name} does not start; the end of {stack.keeper.log(one.name)}:\n"
                 f"{stack.keeper.tail(one.name)}"
             )
-    return {name: unhealthy(name, plan, settings, states[name].pid or None) for name in names}
+    return {name: probe.unhealthy(name, states[name].pid or None) for name in names}
 
 
 def follow(stack: Stack, say: Say) -> bool:

@@ -104,12 +104,12 @@ def look(stack: Stack, plan: Plan, settings: Settings) -> StackState:
     """Ask supervisor, every part and the machine."""
     kept = stack.keeper.states()
     processes = marked(stack.folder)
-    parts = []
+    probe, parts = Probe(plan, settings), []
     for name in plan.parts:
         mine = [one for one in processes if one.part == name and one.flow_run is None]
         said = (kept or {}).get(name)
         pid = said.pid if said is not None and said.pid else _oldest(mine)
-        why = unhealthy(name, plan, settings, pid)
+        why = probe.unhealthy(name, pid)
         parts.append(
             PartState(
                 name=name,
@@ -141,39 +141,44 @@ def _oldest(processes: list[Marked]) -> int | None:
     return min(began, key=lambda pid: began[pid]) if began else None
 
 
-def unhealthy(name: str, plan: Plan, settings: Settings, pid: int | None) -> str:
-    """Why a part is not healthy; empty where it is."""
-    if pid is None:
-        return "no process"
-    url = plan.urls.get(name, "")
-    if name == WORKER:
-        return _worker_silent(plan.urls[PREFECT], settings, pid)
-    if name == RAY and not listens(plan.ports.ray):
-        return f"nothing listens on port {plan.ports.ray}"
-    pages = {S3: "/healthz", MLFLOW: "/health", PREFECT: "/api/health", RAY: "/"}
-    try:
-        answer = httpx.get(url + pages[name], timeout=_TIMEOUT_S)
-    except httpx.HTTPError as error:
-        return f"{url}: {error or type(error).__name__}"
-    # Ray's dashboard asks everybody for the token: that is an answer, too.
-    if answer.is_success or (
-        name == RAY and answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR
-    ):
-        return ""
-    return f"{answer.url} answered {answer.status_code}"
+class Probe:
+    """Asks the parts whether they are healthy."""
 
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self._plan = plan
+        # Without certificates: they take 70 ms of a core to load, and nothing here has one.
+        self._client = httpx.Client(timeout=_TIMEOUT_S, verify=False)  # noqa: S501
+        self._prefect = PrefectApi(f"{plan.urls[PREFECT]}/api", settings.credentials)
 
-def _worker_silent(url: str, settings: Settings, pid: int) -> str:
-    """Why a worker is not one that Prefect's server hears; empty where it is."""
-    try:
-        began = psutil.Process(pid).create_time()
-        with PrefectApi(f"{url}/api", settings.credentials) as api:
-            found = api.ask("POST", f"work_pools/{POOL}/workers/filter", {}, absent=[])
-    except (httpx.HTTPError, PrefectApiError, psutil.Error) as error:
-        return f"Prefect cannot be asked for it: {error}"
-    online = (one for one in found if one["status"] == "ONLINE")
-    heard = (datetime.fromisoformat(one["last_heartbeat_time"]) for one in online)
-    # Since its process began: Prefect remembers workers of earlier days.
-    if any(at.timestamp() >= began for at in heard):
-        return ""
-    return "Prefect has not heard of it yet"
+    def unhealthy(self, name: str, pid: int | None) -> str:
+        """Why a part is not healthy; empty where it is."""
+        if pid is None:
+            return "no process"
+        if name == WORKER:
+            return self._worker_silent(pid)
+        if name == RAY and not listens(self._plan.ports.ray):
+            return f"nothing listens on port {self._plan.ports.ray}"
+        pages = {S3: "/healthz", MLFLOW: "/health", PREFECT: "/api/health", RAY: "/"}
+        url = self._plan.urls[name] + pages[name]
+        try:
+            answer = self._client.get(url)
+        except httpx.HTTPError as error:
+            return f"{url}: {error or type(error).__name__}"
+        # Ray's dashboard asks everybody for the token: that is an answer, too.
+        asks = name == RAY and answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR
+        return "" if answer.is_success or asks else f"{url} answered {answer.status_code}"
+
+    def _worker_silent(self, pid: int) -> str:
+        """Why a worker is not one that Prefect's server hears; empty where it is."""
+        try:
+            began = psutil.Process(pid).create_time()
+            path = f"work_pools/{POOL}/workers/filter"
+            found = self._prefect.ask("POST", path, {}, absent=[])
+        except (httpx.HTTPError, PrefectApiError, psutil.Error) as error:
+            return f"Prefect cannot be asked for it: {error}"
+        online = (one for one in found if one["status"] == "ONLINE")
+        heard = (datetime.fromisoformat(one["last_heartbeat_time"]) for one in online)
+        # Since its process began: Prefect remembers workers of earlier days.
+        if any(at.timestamp() >= began for at in heard):
+            return ""
+        return "Prefect has not heard of it yet"

@@ -64,12 +64,22 @@ def test_a_child_without_the_mark_is_found_by_its_parent(start, tmp_path):
     assert found[child.pid] == "ray"
 
 
-def test_other_stacks_and_this_process_are_not_found(start, tmp_path, monkeypatch):
-    """Folders are told apart; who looks is not looked at."""
+def test_other_stacks_are_not_found(start, tmp_path):
+    """Folders are told apart."""
     start()
     assert marked(tmp_path / "other") == []
-    monkeypatch.setenv("SDN_PART_OF", str(tmp_path))
-    assert os.getpid() not in {one.process.pid for one in marked(tmp_path)}
+
+
+def test_who_looks_does_not_find_itself(tmp_path):
+    """Nor those that started it: a command of a stack's own does not end itself."""
+    looks = "import sys; from pathlib import Path; from pipelines.marks import marked; "
+    looks += "print(marked(Path(sys.argv[1])))"
+    outer = "import subprocess as s, sys; s.run([sys.executable, '-c', *sys.argv[1:]], check=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", outer, looks, str(tmp_path)],
+        env=os.environ | mark(tmp_path, "s3"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "[]\n"
 
 
 def test_flow_runs_are_told_from_their_worker(start, tmp_path):
