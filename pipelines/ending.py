@@ -26,11 +26,13 @@ def runs(process: psutil.Process) -> bool:
 def end(processes: Iterable[psutil.Process], grace_s: float) -> list[psutil.Process]:
     """SIGTERM to each, and SIGKILL to those that still run after `grace_s` seconds.
 
+    With no grace there is no SIGTERM.
+
     Returns:
         Those that had to be killed.
     """
     left = [process for process in processes if runs(process)]
-    for process in left:
+    for process in left if grace_s > 0 else []:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
     until = time.monotonic() + grace_s

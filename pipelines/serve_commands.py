@@ -148,7 +148,7 @@ def ray(
                 join=join,
                 cpus=cpus,
                 folder=folder,
-                inside=free_ports(2),
+                inside=free_ports(3),
             )
         )
 

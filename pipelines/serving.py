@@ -275,7 +275,7 @@ def ray_program(
         join: host:port of the head to join; None to be the head.
         cpus: logical cores to offer; None for those there are.
         folder: of its sessions; None for Ray's own.
-        inside: two free ports, of the dashboard's agent and of its metrics.
+        inside: three free ports, of the dashboard's agent, of metrics, and of Ray's own clients.
     """
     argv = [
         sys.executable,
@@ -285,15 +285,16 @@ def ray_program(
         "--block",
         "--disable-usage-stats",
     ]
-    agent, metrics = inside
+    agent, metrics, client = inside
     argv += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
     if join is None:
         argv += ["--head", f"--port={port}", f"--dashboard-port={dashboard_port}"]
-        argv += [f"--dashboard-host={host or HOST}", "--ray-client-server-port=0"]
+        argv += [f"--dashboard-host={host or HOST}", f"--ray-client-server-port={client}"]
     else:
         argv += [f"--address={join}"]
     if (join is None and host is None) or (join or "").startswith(f"{HOST}:"):
-        argv += [f"--node-ip-address={HOST}"]
+        # Workers anywhere: several nodes may share the machine, and a port below 20000 be chosen.
+        argv += [f"--node-ip-address={HOST}", "--min-worker-port=0", "--max-worker-port=0"]
     if cpus is not None:
         argv += [f"--num-cpus={cpus}"]
     if folder is not None:

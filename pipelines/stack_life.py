@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
-_PATIENCE_S = 180.0
+_PATIENCE_S = 300.0
 _LOOK_EVERY_S = 0.25
 _SERVER_GRACE_S = 20.0
 _DEPLOY = "deploy"
@@ -107,11 +107,9 @@ def _clear(stack: Stack, say: Say) -> None:
             f"the supervisor of an earlier stack is gone; what it has left is ended: "
             f"{', '.join(map(str, left))}"
         )
-        # A worker that is told to end would end its flow runs.
-        for one in left:
-            if one.part == WORKER:
-                with suppress(OSError):
-                    one.process.kill()
+        # A worker that is told to end would end its flow runs, a supervisor its worker.
+        for part in (SUPERVISOR, WORKER):
+            end([one.process for one in left if one.part == part], 0)
         end([one.process for one in left], _SERVER_GRACE_S)
     going = flow_runs(marked(stack.folder))
     if going:

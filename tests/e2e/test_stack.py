@@ -25,7 +25,7 @@ from conftest import COMMAND, place
 from pipelines.marks import marked
 from pipelines.ports import free_ports, listens
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 USER, PASSWORD = "anna", "planted-0123456789abcdef"
 PARTS = ("s3", "mlflow", "prefect", "worker")
@@ -61,7 +61,7 @@ class Running:
         """What a command says, on both channels."""
         done = subprocess.run(
             [COMMAND, *args], env=self.env | (env or {}), cwd=self.root.parent,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False,
         )  # fmt: skip
         assert done.returncode == ok, done.stdout
         assert "Traceback" not in done.stdout
@@ -84,7 +84,7 @@ class Running:
 
     def wait_healthy(self, changed: str, before: int) -> dict[str, Any]:
         """The state once all is healthy, and a part has another process."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while True:
             found = self.status()
             pid = next(part["pid"] for part in found["parts"] if part["name"] == changed)
@@ -211,7 +211,7 @@ def test_a_stack_whose_supervisor_was_killed_is_put_right(stack, tmp_path):
         up = subprocess.Popen(
             [COMMAND, "up", "--store", str(stack.root)], env=stack.env, stdout=out, stderr=out
         )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while "Ctrl-C ends all of it" not in log.read_text():
         assert up.poll() is None, log.read_text()
         assert time.monotonic() < until, log.read_text()

@@ -41,7 +41,7 @@ def s3(host="127.0.0.1"):
 def ray(**changes):
     options = {
         "host": None, "port": 6379, "dashboard_port": 8265, "join": None, "cpus": None,
-        "folder": None, "inside": [1, 2],
+        "folder": None, "inside": [1, 2, 3],
     }  # fmt: skip
     return serving.ray_program(**options | changes)
 
