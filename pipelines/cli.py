@@ -7,8 +7,15 @@ from typing import Annotated, cast
 
 import typer
 
-from pipelines import data_commands, lineage_command, registry_commands, training_commands
+from pipelines import (
+    data_commands,
+    lineage_command,
+    registry_commands,
+    stack_commands,
+    training_commands,
+)
 from pipelines.play_command import play
+from pipelines.serve_commands import serve
 from pipelines.terminal import (
     JsonOption,
     SetOption,
@@ -32,7 +39,12 @@ app.command()(training_commands.ledger)
 app.command()(registry_commands.rollback)
 app.command()(lineage_command.lineage)
 app.command()(play)
+app.command()(stack_commands.up)
+app.command()(stack_commands.status)
+app.command()(stack_commands.down)
+app.command()(stack_commands.deploy)
 app.add_typer(data_commands.data)
+app.add_typer(serve)
 
 
 @app.command()
@@ -203,14 +215,13 @@ def ui(
     """Open the pages of MLflow and Prefect on this machine, until Ctrl-C."""
     with expected_errors():
         quiet()
+        from pipelines import ui as pages
         from pipelines.orphans import ended_with_this_process
         from pipelines.settings import Settings
-        from pipelines.ui import serve
 
         settings = Settings() if store is None else Settings(store=store)
         with ended_with_this_process():
-            status = serve(settings, mlflow_port, prefect_port, say)
-        raise typer.Exit(status)
+            pages.serve(settings, mlflow_port, prefect_port, say)
 
 
 if __name__ == "__main__":

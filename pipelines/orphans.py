@@ -11,11 +11,12 @@ import os
 import select
 import subprocess
 import sys
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
+
+from pipelines.ending import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,25 +51,7 @@ def watch(pid: int) -> None:
                     known[process.pid] = process
         except psutil.NoSuchProcess:
             break
-    # is_running compares start times, so a reused process id is not mistaken for ours.
-    left = [process for process in known.values() if process.is_running()]
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-    until = time.monotonic() + _GRACE_S
-    while (left := [process for process in left if _runs(process)]) and time.monotonic() < until:
-        time.sleep(0.05)
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether it does; a dead child that the waiting run has not collected yet does not."""
-    try:
-        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    end(known.values(), _GRACE_S)
 
 
 if __name__ == "__main__":

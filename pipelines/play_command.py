@@ -40,7 +40,7 @@ def play(
     with expected_errors():
         quiet()
         try:
-            from pipelines.ui import check_port
+            from pipelines.ports import check_port
 
             check_port(port, what="the page", option="--port")
             _say("loading the libraries")
@@ -131,7 +131,7 @@ def serve(app: FastAPI, port: int, report: Callable[[str], None]) -> None:
     """
     import uvicorn
 
-    from pipelines.ui import HOST, check_port
+    from pipelines.ports import HOST, check_port
 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S

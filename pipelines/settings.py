@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PASSWORD_CHARS = 12
 
 
 class Settings(BaseSettings):
@@ -56,6 +58,19 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds that a training which is told to stop may take for its checkpoint.",
     )
+    auth: SecretStr | None = Field(
+        default=None,
+        description="user:password of the Prefect and MLflow servers; asked for by those that "
+        "`sdn serve` starts, and sent to them.",
+    )
+    database: SecretStr | None = Field(
+        default=None,
+        description="Database of the server that `sdn serve` starts, where its URI has a password.",
+    )
+    stack: Path | None = Field(
+        default=None,
+        description="Folder of the local stack; by default the store's where that is local.",
+    )
     traceback: bool = Field(
         default=False, description="Show where an error came from, not its text alone."
     )
@@ -64,11 +79,63 @@ class Settings(BaseSettings):
         validation_alias="PREFECT_API_URL",
         description="Prefect's own variable: the server that flows report to.",
     )
+    s3_key: SecretStr | None = Field(
+        default=None,
+        validation_alias="AWS_ACCESS_KEY_ID",
+        description="Amazon's own variable: whose keys S3 is asked with.",
+    )
+    s3_secret: SecretStr | None = Field(
+        default=None,
+        validation_alias="AWS_SECRET_ACCESS_KEY",
+        description="Amazon's own variable: the secret of that key.",
+    )
 
     @property
     def local(self) -> Path:
         """Folder for what must lie on this machine: the store itself where it is local."""
         return self.cache.expanduser() if "://" in self.store else Path(self.store).resolve()
+
+    @property
+    def credentials(self) -> tuple[str, str] | None:
+        """User and password out of SDN_AUTH; None where it is not set.
+
+        Raises:
+            ValueError: it is not what all servers take; the text does not repeat it.
+        """
+        if self.auth is None:
+            return None
+        user, colon, password = self.auth.get_secret_value().partition(":")
+        wrong = None
+        if not colon or not user:
+            wrong = "there is no user before a colon"
+        elif not (password.isascii() and password.isprintable() and user.isascii()):
+            wrong = "there are characters that are not printable ASCII"
+        elif len(password) < _PASSWORD_CHARS:  # MLflow takes no shorter ones
+            wrong = f"the password has {len(password)} characters"
+        if wrong:
+            raise ValueError(
+                f"SDN_AUTH is to be user:password, the password of {_PASSWORD_CHARS} or more "
+                f"printable ASCII characters, but {wrong}: set another, such as "
+                'SDN_AUTH="sdn:$(openssl rand -hex 16)"'
+            )
+        return user, password
+
+    @property
+    def logins(self) -> dict[str, str]:
+        """What Prefect's and MLflow's own clients read, out of SDN_AUTH; empty without it.
+
+        Raises:
+            ValueError: as `credentials`.
+        """
+        found = self.credentials
+        if found is None:
+            return {}
+        user, password = found
+        return {
+            "PREFECT_API_AUTH_STRING": f"{user}:{password}",
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": password,
+        }
 
 
 def job_order(name: str) -> str:

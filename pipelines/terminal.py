@@ -27,7 +27,15 @@ JsonOption = Annotated[
 
 
 def quiet() -> None:
-    """Embedded parts stay silent and ask nobody outside; anything set already is kept."""
+    """Embedded parts stay silent and ask nobody outside; servers are shown SDN_AUTH.
+
+    Anything set already is kept.
+
+    Raises:
+        ValueError: SDN_AUTH is not what servers take.
+    """
+    from pipelines.settings import Settings
+
     for name, value in {
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -40,6 +48,7 @@ def quiet() -> None:
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "RAY_USAGE_STATS_ENABLED": "0",
         "GIT_PYTHON_REFRESH": "quiet",
+        **Settings().logins,
     }.items():
         os.environ.setdefault(name, value)
     # What libraries warn developers of; among it MLflow's wish for type hints on predict, which

@@ -67,6 +67,8 @@ def client(settings: Settings) -> mlflow.MlflowClient:
     # MLflow's own patience is four minutes for each request to a server that is gone.
     for name, value in {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    for name, value in settings.logins.items():
+        os.environ.setdefault(name, value)
     uri = tracking_uri(settings)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import shlex
-import socket
+import os
+import subprocess
 import sys
-import threading
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.keeping import Keeper, Kept
+from pipelines.ports import HOST, check_port
 from pipelines.tracking import tracking_uri
 
 if TYPE_CHECKING:
@@ -17,41 +19,18 @@ if TYPE_CHECKING:
 
     from pipelines.settings import Settings
 
-HOST = "127.0.0.1"
 _PATIENCE_S = 120
+_STOP_S = 15
 
 
-class PortError(RuntimeError):
-    """A port cannot be had; the text says which and what to do."""
-
-
-def check_port(port: int, *, what: str, option: str) -> None:
-    """Refuse a port that cannot be listened on, before anything is started.
-
-    Args:
-        port: on this machine.
-        what: who wants it.
-        option: names another one.
-
-    Raises:
-        PortError: it is in use, or not ours to take.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            why = "in use" if error.errno == errno.EADDRINUSE else error.strerror
-            raise PortError(
-                f"port {port} for {what} is {why}: end what listens there, or name another with "
-                f"{option} {port + 1}"
-            ) from error
+class PageError(RuntimeError):
+    """A server does not start; the text is what it said."""
 
 
 def serve(
     settings: Settings, mlflow_port: int, prefect_port: int, say: Callable[[str], None]
-) -> int:
-    """Run both servers until Ctrl-C, or until one of them ends.
+) -> None:
+    """Keep both servers running until Ctrl-C.
 
     Args:
         settings: where the runs are.
@@ -59,16 +38,11 @@ def serve(
         prefect_port: for Prefect's pages.
         say: told each address when it answers.
 
-    Returns:
-        The exit status of the first that ended; 0 after Ctrl-C.
-
     Raises:
         PortError: one of the ports cannot be had.
         ValueError: there are servers already, or nothing to show.
+        PageError: one of them does not start.
     """
-    from honcho.manager import Manager
-    from honcho.printer import Printer
-
     uri = tracking_uri(settings)
     if uri.startswith("http"):
         raise ValueError(f"MLflow runs at {uri} already (SDN_TRACKING_URI): open that address")
@@ -80,29 +54,57 @@ def serve(
     check_port(mlflow_port, what="MLflow", option="--mlflow-port")
     check_port(prefect_port, what="Prefect", option="--prefect-port")
     settings.local.mkdir(parents=True, exist_ok=True)
-    manager = Manager(Printer(sys.stderr))
     commands = {
-        "mlflow": ["mlflow", "server", "--backend-store-uri", uri, "--workers", "1"],
+        "mlflow": ["mlflow", "server", "--workers", "1"],
         "prefect": ["prefect", "server", "start"],
     }
     ports = {"mlflow": mlflow_port, "prefect": prefect_port}
-    for name, command in commands.items():
-        place = ["--host", HOST, "--port", str(ports[name])]
-        manager.add_process(name, shlex.join([sys.executable, "-m", *command, *place]), quiet=True)
-    told = threading.Thread(target=_tell, args=(ports, say), daemon=True)
-    told.start()
-    manager.loop()
-    return 0 if manager.returncode in (130, 143) else int(manager.returncode or 0)
+    programs = [
+        Kept(
+            name=name,
+            argv=[sys.executable, "-m", *command, "--host", HOST, "--port", str(ports[name])],
+            env={},
+            start_s=20,
+            stop_s=_STOP_S,
+            folder=Path.cwd(),  # to which a database's address may be relative
+        )
+        for name, command in commands.items()
+    ]
+    with tempfile.TemporaryDirectory(prefix="sdn-ui-") as folder:
+        keeper = Keeper(Path(folder), Path(folder) / "s.sock")
+        # By the environment: a database's address may hold a password.
+        supervisor = keeper.start(programs, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri})
+        try:
+            _tell(ports, keeper, supervisor, say)
+            supervisor.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            supervisor.terminate()
+            supervisor.wait()
 
 
-def _tell(ports: dict[str, int], say: Callable[[str], None]) -> None:
-    """Each address once its server answers."""
+def _tell(
+    ports: dict[str, int],
+    keeper: Keeper,
+    supervisor: subprocess.Popen[bytes],
+    say: Callable[[str], None],
+) -> None:
+    """Each address once its server answers.
+
+    Raises:
+        PageError: it does not start.
+    """
     import httpx
 
     until = time.monotonic() + _PATIENCE_S
     for name, port in ports.items():
         url = f"http://{HOST}:{port}"
-        while time.monotonic() < until:
+        while True:
+            states = keeper.states() or {}
+            failed = name in states and states[name].state == "FATAL"
+            if failed or supervisor.poll() is not None or time.monotonic() > until:
+                raise PageError(f"{name} does not start; it said:\n{keeper.tail(name)}")
             try:
                 httpx.get(f"{url}/health" if name == "mlflow" else f"{url}/api/health", timeout=3)
             except httpx.HTTPError:

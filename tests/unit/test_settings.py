@@ -10,7 +10,7 @@ from pipelines.settings import Settings
 NAMES = (
     *("STALL_S", "GRACE_S"),
     *("STORE", "CACHE", "CACHE_GIB", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS"),
-    "TRACEBACK",
+    *("AUTH", "DATABASE", "STACK", "TRACEBACK"),
 )
 
 
@@ -43,8 +43,12 @@ def test_every_variable_is_read(monkeypatch):
         "stall_s": "60.0",
         "grace_s": "5.0",
         "traceback": "True",
+        "stack": "runs/stack",
+        "auth": "**********",
+        "database": "**********",
     }
-    own = set(Settings.model_fields) - {"prefect_api_url"}  # Prefect's own variable
+    # Prefect's and Amazon's own variables.
+    own = set(Settings.model_fields) - {"prefect_api_url", "s3_key", "s3_secret"}
     assert {name.lower() for name in NAMES} == own == set(values)
     for name, value in values.items():
         monkeypatch.setenv(f"SDN_{name.upper()}", value)
@@ -55,6 +59,20 @@ def test_every_variable_is_read(monkeypatch):
     assert found.prefect_api_url is None
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
     assert Settings().prefect_api_url == "http://prefect:4200/api"
+
+
+def test_a_login_is_what_each_client_reads(monkeypatch):
+    """SDN_AUTH becomes the variables of Prefect's and MLflow's clients, and is never shown."""
+    assert Settings().logins == {}
+    monkeypatch.setenv("SDN_AUTH", "anna:pass:word:of-many")
+    found = Settings()
+    assert found.credentials == ("anna", "pass:word:of-many")
+    assert found.logins == {
+        "PREFECT_API_AUTH_STRING": "anna:pass:word:of-many",
+        "MLFLOW_TRACKING_USERNAME": "anna",
+        "MLFLOW_TRACKING_PASSWORD": "pass:word:of-many",
+    }
+    assert "pass" not in f"{found!r} {found} {found.model_dump_json()}"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
