@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster import cores
-from pipelines.masking import masked
 from pipelines.run import RunSpec
 from pipelines.store import StoreError
 
@@ -158,7 +157,7 @@ def _mlflow(settings: Settings) -> Check:
 
     uri = tracking_uri(settings)
     if not uri.startswith("http"):
-        return Check(ok=True, what="MLflow", found=f"embedded, {masked(uri)}")
+        return Check(ok=True, what="MLflow", found=f"embedded, {uri}")
     remedy = "start it with `mlflow server`, or unset SDN_TRACKING_URI to run embedded"
     return _answers("MLflow", uri, f"{uri.rstrip('/')}/health", remedy)
 
@@ -187,9 +186,6 @@ def _answers(what: str, found: str, url: str, remedy: str) -> Check:
     try:
         answer = httpx.get(url, timeout=3)
     except httpx.HTTPError as error:
-        text = masked(f"{found}: {error}")
-        return Check(ok=False, what=what, found=text, remedy=remedy)
+        return Check(ok=False, what=what, found=f"{found}: {error}", remedy=remedy)
     ok = answer.is_success
-    return Check(
-        ok=ok, what=what, found=masked(f"{found} answers {answer.status_code}"), remedy=remedy
-    )
+    return Check(ok=ok, what=what, found=f"{found} answers {answer.status_code}", remedy=remedy)
