@@ -174,14 +174,25 @@ def parts(tmp_path_factory):
                 background(*commands[name], env=environments[name], log=folder / f"{name}.log")
             )
 
-        started = {name: start(name) for name in ("mlflow", "prefect", "ray-head")}
         stack.callback(end_ray, ray_folder)
+
+        def start_ray(name):
+            """Ray gives a node half a minute to start, which a busy machine may not keep."""
+            for _ in range(3):
+                process = start(name)
+                while process.poll() is None:
+                    if "Ray runtime started" in (folder / f"{name}.log").read_text():
+                        return process
+                    time.sleep(0.5)
+            raise AssertionError((folder / f"{name}.log").read_text()[-3000:])
 
         def wait(name, *addresses):
             wait_healthy(started[name], folder / f"{name}.log", addresses, env)
 
+        started = {"ray-head": start_ray("ray-head")}
+        started |= {name: start(name) for name in ("mlflow", "prefect")}
         wait("ray-head", *(f"tcp://127.0.0.1:{ports[name]}" for name in ("ray", "dashboard")))
-        node = started["ray-node"] = start("ray-node")
+        node = start_ray("ray-node")
         wait("prefect", f"{api}/health")
         deploy(env)
         started["worker"] = start("worker")
