@@ -155,8 +155,13 @@ def stop_ray() -> None:
 
 
 def has_gpu() -> bool:
-    """Whether this machine or the cluster has one."""
+    """Whether this machine or the cluster has one, or is said to get one (SDN_GPU)."""
     import ray
     import torch
 
+    from pipelines.settings import Settings
+
+    told = Settings().gpu
+    if told is not None:
+        return told
     return torch.cuda.is_available() or bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.digests import folder_digest
 from pipelines.model_check import model_folder_in
-from pipelines.tracking import KEY_TAG, client, tracking_uri
+from pipelines.tracking import KEY_TAG, client, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -239,7 +239,7 @@ def find_version(settings: Settings, uri: str) -> Any:
         return reached.get_model_version_by_alias(name, alias or CHAMPION)
     except MlflowException as error:
         raise RegistryError(
-            f"no model {uri} in {tracking_uri(settings)} ({error}); `sdn run` registers one, "
+            f"no model {uri} in {shown_uri(settings)} ({error}); `sdn run` registers one, "
             "--model takes models:/NAME@champion, models:/NAME/VERSION or a model folder"
         ) from error
 
@@ -261,7 +261,7 @@ def versions_of(settings: Settings, condition: str) -> list[Any]:
         whole = [reached.get_model_version(one.name, one.version) for one in found]
     except MlflowException as error:
         raise RegistryError(
-            f"MLflow at {tracking_uri(settings)} cannot be asked ({error}): see `sdn doctor`"
+            f"MLflow at {shown_uri(settings)} cannot be asked ({error}): see `sdn doctor`"
         ) from error
     return sorted(whole, key=lambda one: -(one.creation_timestamp or 0))
 
@@ -282,7 +282,7 @@ def runs_of(settings: Settings, run: str) -> list[dict[str, str]]:
         )
     except MlflowException as error:
         raise RegistryError(
-            f"run {run} in {tracking_uri(settings)} cannot be read ({error})"
+            f"run {run} in {shown_uri(settings)} cannot be read ({error})"
         ) from error
     server = tracking_uri(settings)
     page = f"{server.rstrip('/')}/#/experiments/" if server.startswith("http") else ""
@@ -334,7 +334,7 @@ def champions(settings: Settings) -> list[str]:
         found = client(settings).search_registered_models()
     except MlflowException as error:
         raise RegistryError(
-            f"MLflow at {tracking_uri(settings)} cannot be asked ({error}): see `sdn doctor`, or "
+            f"MLflow at {shown_uri(settings)} cannot be asked ({error}): see `sdn doctor`, or "
             "name a model folder with --model"
         ) from error
     named = [m for m in found if CHAMPION in (m.aliases or {})]

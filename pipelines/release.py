@@ -29,7 +29,7 @@ from pipelines.report import (
 )
 from pipelines.stage import Stage
 from pipelines.succession import Succession
-from pipelines.tracking import TRACKING_ERRORS, never_raising, tracking_uri
+from pipelines.tracking import TRACKING_ERRORS, never_raising, shown_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ def release(
     except (RegistryError, *TRACKING_ERRORS) as error:
         raise RegistryError(
             f"the model is trained and scored (in {run.store.uri}), but could not be registered in "
-            f"{tracking_uri(run.settings)}: {error}. Run the same command again when MLflow "
+            f"{shown_uri(run.settings)}: {error}. Run the same command again when MLflow "
             "answers; nothing is trained twice"
         ) from error
     _track(run, tracked, stages)
@@ -270,7 +270,7 @@ def model_card(run: Run, stages: dict[str, Done]) -> str:
         f"always gives the same image; captions of at most {run.config.captions.max_chars} "
         "characters.",
         "",
-        f"Use, with `MLFLOW_TRACKING_URI={tracking_uri(run.settings)}` in the environment: "
+        f"Use, with `MLFLOW_TRACKING_URI={shown_uri(run.settings)}` in the environment: "
         f"`mlflow.pyfunc.load_model('models:/sdn-{run.config.name}@{CHAMPION}')"
         ".predict(['a caption'], params={'seed': 1})` gives PNG bytes.",
     ]

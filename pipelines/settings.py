@@ -47,6 +47,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Cores to use on this machine; by default those this process may run on.",
     )
+    gpu: bool | None = Field(
+        default=None,
+        description="Whether ranks and trials have a GPU each; by default where the machine or the "
+        "cluster has one now. A cluster that grows from none has to be told.",
+    )
     stall_s: float = Field(
         default=300.0,
         gt=0,
@@ -150,3 +155,10 @@ def job_order(name: str) -> str:
     if found is None:
         raise ValueError(f"{name} is not set: pipelines.train_job runs as a Ray Job, see sdn run")
     return found
+
+
+def prefect_login() -> str | None:
+    """user:password that Prefect's own clients show its server, out of their own variable."""
+    import os
+
+    return os.environ.get("PREFECT_API_AUTH_STRING")

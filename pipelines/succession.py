@@ -33,7 +33,7 @@ from pipelines.registry import (
     RegistryError,
     champions,
 )
-from pipelines.tracking import client, tracking_uri
+from pipelines.tracking import client, shown_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -391,7 +391,7 @@ def roll_back(settings: Settings, name: str = "", reason: str = "") -> dict[str,
     names = [name] if name else champions(settings)
     if not names:
         raise RegistryError(
-            f"expected a model with a champion, but {tracking_uri(settings)} has none: name the "
+            f"expected a model with a champion, but {shown_uri(settings)} has none: name the "
             "model if its champion was deleted, or another store with --store"
         )
     digests: list[str | None] = []
@@ -403,7 +403,7 @@ def roll_back(settings: Settings, name: str = "", reason: str = "") -> dict[str,
         )
     except MlflowException as error:
         raise RegistryError(
-            f"{tracking_uri(settings)} failed in the rollback of {names[0]} ({error}): see `sdn "
+            f"{shown_uri(settings)} failed in the rollback of {names[0]} ({error}): see `sdn "
             "doctor`, then ask for it again; what was begun is completed then"
         ) from error
     return {

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.masking import masked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -69,7 +71,7 @@ def expected_errors() -> Iterator[None]:
 
         if Settings().traceback:
             raise
-        say(f"error: {error}", error=True)
+        say(f"error: {masked(str(error))}", error=True)
         raise typer.Exit(1) from error
 
 

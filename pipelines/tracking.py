@@ -15,6 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from pipelines.masking import masked
 from pipelines.points import spooled_points
 from sdn.recording import SHEETS
 
@@ -61,6 +62,11 @@ def tracking_uri(settings: Settings) -> str:
     return settings.tracking_uri or f"sqlite:///{settings.local / 'mlflow.db'}"
 
 
+def shown_uri(settings: Settings) -> str:
+    """The same for texts: without the password that a database's address may have."""
+    return masked(tracking_uri(settings))
+
+
 def client(settings: Settings) -> mlflow.MlflowClient:
     """A client of the tracking server and registry."""
     settings.local.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,7 @@ def never_raising(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 (whatever MLflow or its server throws)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = masked((str(error) or type(error).__name__).splitlines()[0])
         logger.warning("MLflow: %s failed and is left out (%s)", what, reason)
 
 

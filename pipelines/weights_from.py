@@ -55,7 +55,7 @@ def _read(where: str, settings: Settings) -> bytes:
 
 
 def _of_mlflow(run: str, settings: Settings) -> bytes:
-    from pipelines.tracking import TRACKING_ERRORS, client, tracking_uri
+    from pipelines.tracking import TRACKING_ERRORS, client, shown_uri
 
     asked = client(settings)
     try:
@@ -69,7 +69,7 @@ def _of_mlflow(run: str, settings: Settings) -> bytes:
     except (*TRACKING_ERRORS, OSError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"--weights-from {run}: MLflow at {tracking_uri(settings)} gives no {WEIGHTS} of that "
+            f"--weights-from {run}: MLflow at {shown_uri(settings)} gives no {WEIGHTS} of that "
             f"run ({why})"
         ) from error
 

@@ -26,12 +26,13 @@ class S3Server:
 
     endpoint: str
     client: object
+    secret: str
 
-    def keys(self, access: str = "key", secret: str = "secret") -> dict[str, str]:
+    def keys(self, access: str = "key", secret: str | None = None) -> dict[str, str]:
         """Environment of somebody who may use the bucket; `reader` may only read."""
         return {
             "AWS_ACCESS_KEY_ID": access,
-            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_SECRET_ACCESS_KEY": self.secret if secret is None else secret,
             "AWS_DEFAULT_REGION": "us-east-1",
             "SDN_S3_ENDPOINT": self.endpoint,
         }
@@ -45,17 +46,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path, cores: list[int] | None = None):
+def running(folder: Path, cores: list[int] | None = None, secret: str = "secret"):
     """The server, with its data below `folder`; ended, with all it started, by its id.
 
     Args:
         folder: of its configuration, data and log.
         cores: on which it runs; none or None leaves it those of this process.
+        secret: of all whom it knows.
     """
     identities = [
-        _identity("owner", "owner", ["Admin", *ACTIONS]),
-        _identity("user", "key", [f"{action}:{BUCKET}" for action in ACTIONS]),
-        _identity("reader", "reader", [f"Read:{BUCKET}", f"List:{BUCKET}"]),
+        _identity("owner", "owner", secret, ["Admin", *ACTIONS]),
+        _identity("user", "key", secret, [f"{action}:{BUCKET}" for action in ACTIONS]),
+        _identity("reader", "reader", secret, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     (folder / "volumes").mkdir()
@@ -75,7 +77,7 @@ def running(folder: Path, cores: list[int] | None = None):
     if cores:
         psutil.Process(process.pid).cpu_affinity(cores)
     try:
-        yield S3Server(endpoint, _ready(endpoint, log))
+        yield S3Server(endpoint, _ready(endpoint, secret, log), secret)
     finally:
         tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         for part in tree:  # its data is not kept, and it takes its time to end by itself
@@ -83,13 +85,13 @@ def running(folder: Path, cores: list[int] | None = None):
         psutil.wait_procs(tree, timeout=20)
 
 
-def _ready(endpoint: str, log: Path) -> object:
+def _ready(endpoint: str, secret: str, log: Path) -> object:
     client = boto3.client(
         "s3",
         endpoint_url=endpoint,
         region_name="us-east-1",
         aws_access_key_id="owner",
-        aws_secret_access_key="secret",
+        aws_secret_access_key=secret,
     )
     deadline = time.monotonic() + 90
     while True:
@@ -103,7 +105,7 @@ def _ready(endpoint: str, log: Path) -> object:
             return client
 
 
-def _identity(name: str, key: str, actions: list[str]) -> dict[str, object]:
+def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, object]:
     """One of those whom the server knows."""
-    credentials = [{"accessKey": key, "secretKey": "secret"}]
+    credentials = [{"accessKey": key, "secretKey": secret}]
     return {"name": name, "credentials": credentials, "actions": actions}

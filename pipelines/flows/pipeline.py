@@ -27,7 +27,7 @@ from pipelines.report import ReportParts
 from pipelines.run import Done, Run, RunSpec, parse_overrides
 from pipelines.search_tables import search_rows, told
 from pipelines.stage import Stage
-from pipelines.tracking import Tracker, never_raising, tracking_uri
+from pipelines.tracking import Tracker, never_raising, shown_uri, tracking_uri
 from sdn.config import to_dict
 from sdn.data.dead_letters import TooManyDeadLetters
 from sdn.space import with_values
@@ -304,7 +304,7 @@ def summary(
         "recipe": run.config.name,
         "store": run.store.uri,
         "model": registered,
-        "tracking_uri": tracking_uri(run.settings),
+        "tracking_uri": shown_uri(run.settings),
         "example": example_caption(run.config, scored),
         "test_is": "unseen compositions"
         if run.config.data.source == "openmoji"

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,17 @@ def background(*command: str, env: dict[str, str], log: Path):
     try:
         yield process
     finally:
-        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        tree = []
+        with suppress(psutil.NoSuchProcess):  # it may have been killed meanwhile
+            here = psutil.Process(process.pid)
+            tree = [*here.children(recursive=True), here]
         for part in tree:
-            part.terminate()
+            with suppress(psutil.NoSuchProcess):
+                part.terminate()
         _, alive = psutil.wait_procs(tree, timeout=20)
         for part in alive:
-            part.kill()
+            with suppress(psutil.NoSuchProcess):
+                part.kill()
 
 
 @dataclass(frozen=True)

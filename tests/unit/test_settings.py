@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines.cluster import cores
+from pipelines.cluster import cores, has_gpu
 from pipelines.run import RunSpec
 from pipelines.settings import Settings
 
 NAMES = (
     *("STALL_S", "GRACE_S"),
-    *("STORE", "CACHE", "CACHE_GIB", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS"),
+    *("STORE", "CACHE", "CACHE_GIB", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS", "GPU"),
     *("AUTH", "DATABASE", "STACK", "TRACEBACK"),
 )
 
@@ -40,6 +40,7 @@ def test_every_variable_is_read(monkeypatch):
         "ray_address": "ray://head:10001",
         "s3_endpoint": "http://minio:9000",
         "cpus": "3",
+        "gpu": "True",
         "stall_s": "60.0",
         "grace_s": "5.0",
         "traceback": "True",
@@ -95,3 +96,11 @@ def test_settings_are_frozen():
     """Settings are read once and not changed."""
     with pytest.raises(ValidationError, match="frozen"):
         Settings().store = "elsewhere"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_ranks_are_told_of_gpus_that_are_to_come(monkeypatch, told):
+    """SDN_GPU decides, whatever devices there are now: a cluster may grow them when asked."""
+    monkeypatch.setenv("SDN_GPU", str(told).lower())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: not told)
+    assert has_gpu() is told
