@@ -9,6 +9,7 @@ import typer
 
 from pipelines import data_commands, lineage_command, registry_commands, training_commands
 from pipelines.play_command import play
+from pipelines.reconcile_command import reconcile
 from pipelines.terminal import (
     JsonOption,
     SetOption,
@@ -32,6 +33,7 @@ app.command()(training_commands.ledger)
 app.command()(registry_commands.rollback)
 app.command()(lineage_command.lineage)
 app.command()(play)
+app.command()(reconcile)
 app.add_typer(data_commands.data)
 
 

@@ -6,10 +6,14 @@ server, and the same code then runs there.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_SHORTEST_CREDENTIAL = 6
+"""Characters; to hide anything shorter would make texts unreadable, and keep no secret."""
 
 
 class Settings(BaseSettings):
@@ -56,6 +60,32 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds that a training which is told to stop may take for its checkpoint.",
     )
+    reconcile_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds between two looks of the reconciler for flow runs that are dead.",
+    )
+    silence_s: float = Field(
+        default=600.0,
+        ge=60,
+        description="Seconds without a word after which a flow run on another machine counts as "
+        "dead.",
+    )
+    revivals: int = Field(
+        default=3,
+        ge=0,
+        description="How often a flow run that died is started again.",
+    )
+    notify_command: str | None = Field(
+        default=None,
+        description="Command, run without a shell, that is told of failures, promotions, "
+        "rejections and trouble with data: JSON on its standard input, SDN_NOTICE_* in its "
+        "environment.",
+    )
+    notify_url: SecretStr | None = Field(
+        default=None,
+        description="Address to which the same is sent as JSON, as to a Slack webhook.",
+    )
     traceback: bool = Field(
         default=False, description="Show where an error came from, not its text alone."
     )
@@ -83,3 +113,17 @@ def job_order(name: str) -> str:
     if found is None:
         raise ValueError(f"{name} is not set: pipelines.train_job runs as a Ray Job, see sdn run")
     return found
+
+
+def credentials() -> list[str]:
+    """Values of environment variables that are credentials by their names."""
+    import os
+
+    named = re.compile(
+        r"(?!.*(FILE|PATH|DIR)$).*(SECRET|PASSWORD|TOKEN|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL)"
+    )
+    return [
+        value
+        for name, value in os.environ.items()
+        if named.match(name.upper()) and len(value) >= _SHORTEST_CREDENTIAL
+    ]
