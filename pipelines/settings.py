@@ -14,6 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _SHORTEST_CREDENTIAL = 6
 """Characters; to hide anything shorter would make texts unreadable, and keep no secret."""
+_READ_ELSEWHERE = ("SDN_ORDER", "SDN_CHAOS", "SDN_CHAOS_SEED")
+"""By Ray Jobs of ours, and by the tests."""
 
 
 class Settings(BaseSettings):
@@ -127,3 +129,24 @@ def credentials() -> list[str]:
         for name, value in os.environ.items()
         if named.match(name.upper()) and len(value) >= _SHORTEST_CREDENTIAL
     ]
+
+
+def known_variables() -> list[str]:
+    """All `SDN_*` variables that anything reads."""
+    fields = Settings.model_fields.items()
+    own = [f"SDN_{name.upper()}" for name, field in fields if field.validation_alias is None]
+    return sorted({*own, *_READ_ELSEWHERE})
+
+
+def sdn_variables() -> list[str]:
+    """The `SDN_*` variables that are set, known or not."""
+    import os
+
+    return sorted(name for name in os.environ if name.upper().startswith("SDN_"))
+
+
+def threads_variable() -> str | None:
+    """Threads that OpenMP is told to take in each process; None where it may choose."""
+    import os
+
+    return os.environ.get("OMP_NUM_THREADS")

@@ -35,6 +35,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
 
+from pipelines.flows import RECONCILER
 from pipelines.flows.notices import settings_of, tell_of_run
 from pipelines.flows.pulse import TRACKING, read_pulse
 from pipelines.liveness import CLAIMING, Claim, Limits, Moment, Verdict, Watch
@@ -56,8 +57,6 @@ GO_ON = ("sdn-pipeline", "sdn-retrain", "sdn-tune", "sdn-evaluate")
 """Flows that may be started again: they do nothing twice. A second rollback undoes the first."""
 REVIVAL, AFTER = "sdn.revival", "sdn.after"
 """Labels of a run that goes on with the work of a dead one: how many died before, and which."""
-VARIABLE = "sdn_reconciler"
-"""Prefect variable that says which reconciler looked last."""
 _PAGE = 200
 _ONCE_S = 2.0
 _OWED_LOOKS = 360
@@ -372,7 +371,7 @@ def _say_alive(client: SyncPrefectClient) -> None:
 
     value = {"host": platform.node(), "pid": os.getpid(), "at": round(time.time())}
     with suppress(Exception):
-        if client.read_variable_by_name(VARIABLE) is None:
-            client.create_variable(VariableCreate(name=VARIABLE, value=value))
+        if client.read_variable_by_name(RECONCILER) is None:
+            client.create_variable(VariableCreate(name=RECONCILER, value=value))
         else:
-            client.update_variable(VariableUpdate(name=VARIABLE, value=value))
+            client.update_variable(VariableUpdate(name=RECONCILER, value=value))
