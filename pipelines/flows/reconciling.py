@@ -32,7 +32,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed
 
 from pipelines.flows import RECONCILER
@@ -157,11 +157,15 @@ class Reconciler:
         """
         moment = Moment(steady_s=time.monotonic(), wall_s=time.time())
         try:
-            with get_client(sync_client=True) as client:
+            # The next look is the other try; the client's own take a minute.
+            with (
+                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}),
+                get_client(sync_client=True) as client,
+            ):
                 verdicts = self._watch.look(moment, claims(client))
                 _say_alive(client)
                 settled = [self._settle(client, verdict) for verdict in verdicts]
-            self._pay()
+                self._pay()
         except Exception as error:  # whatever the client or the server throws
             self._watch.look(moment, None)
             if not patient:
