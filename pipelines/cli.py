@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from pipelines import data_commands, lineage_command, registry_commands, training_commands
+from pipelines.notify_command import notify
 from pipelines.play_command import play
 from pipelines.reconcile_command import reconcile
 from pipelines.terminal import (
@@ -34,6 +35,7 @@ app.command()(registry_commands.rollback)
 app.command()(lineage_command.lineage)
 app.command()(play)
 app.command()(reconcile)
+app.command()(notify)
 app.add_typer(data_commands.data)
 
 
