@@ -51,8 +51,9 @@ class Claim:
     pulse: Pulse | None = None
     life: Life = Life.ELSEWHERE
     """Of the record's process; looked for before the server was asked for the state."""
-    worker_online: bool | None = None
-    """Whether the worker that took the run is there; None where none did, or nobody knows."""
+    worker_beat: str | None = None
+    """What the server last heard of the worker that took the run: it changes while that lives.
+    None where none took it, or nobody knows which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class Limits:
     silence_s: float = 600.0
     """Seconds without a new record, of a run that cannot be looked at."""
     start_s: float = 180.0
-    """Seconds without any record, of a run whose worker is gone."""
+    """Seconds without any record, of a run whose worker is not heard of for as long."""
     reboot_s: float = 3 * BEAT_EVERY_S
     """Seconds without a new record, of a run of this machine's earlier boot."""
     gap_s: float = 60.0
@@ -98,10 +99,10 @@ class _Memory:
 
     claim: Claim
     since_s: float
+    worker_since_s: float
+    """Since when its worker was not heard of anew."""
     gone: int = 0
     """Looks in a row that found its process gone."""
-    offline_s: float | None = None
-    """Since when its worker was found offline at each look."""
 
 
 class Watch:
@@ -151,7 +152,7 @@ class Watch:
         silent_s = now_s - memory.since_s
         pulse = valid_pulse(claim)
         if pulse is None:
-            offline_s = 0.0 if memory.offline_s is None else now_s - memory.offline_s
+            offline_s = 0.0 if claim.worker_beat is None else now_s - memory.worker_since_s
             dead = min(offline_s, silent_s) >= limits.start_s
             return "its worker is gone, and no process of it has begun" if dead else ""
         who = f"process {pulse.process.pid} of {pulse.process.host}"
@@ -181,14 +182,14 @@ def valid_pulse(claim: Claim) -> Pulse | None:
 
 def _remember(memory: _Memory | None, claim: Claim, now_s: float) -> _Memory:
     """The memory of a run after one more look."""
-    if memory is None or _changing(memory.claim) != _changing(claim):
-        memory = _Memory(claim=claim, since_s=now_s)
+    if memory is None:
+        memory = _Memory(claim=claim, since_s=now_s, worker_since_s=now_s)
+    if _changing(memory.claim) != _changing(claim):
+        memory.since_s, memory.gone = now_s, 0
+    if memory.claim.worker_beat != claim.worker_beat:
+        memory.worker_since_s = now_s
     memory.claim = claim
     memory.gone = memory.gone + 1 if claim.life is Life.GONE else 0
-    if claim.worker_online is not False:
-        memory.offline_s = None
-    elif memory.offline_s is None:
-        memory.offline_s = now_s
     return memory
 
 

@@ -310,7 +310,7 @@ def claims(client: SyncPrefectClient) -> list[Claim]:
         runs += page
         if len(page) < _PAGE:
             break
-    online = _Online(client)
+    workers = _Workers(client)
     found = []
     for run in runs:
         pulse = read_pulse(run.labels)
@@ -328,30 +328,28 @@ def claims(client: SyncPrefectClient) -> list[Claim]:
                 run_count=run.run_count,
                 pulse=read_pulse(run.labels),
                 life=seen,
-                worker_online=online(run),
+                worker_beat=workers(run),
             )
         )
     return found
 
 
-class _Online:
-    """Which workers are there; each pool is asked for once."""
+class _Workers:
+    """When workers were last heard of; each pool is asked for once."""
 
     def __init__(self, client: SyncPrefectClient) -> None:
         self._client = client
-        self._pools: dict[str, dict[str, bool]] = {}
+        self._pools: dict[str, dict[str, str]] = {}
 
-    def __call__(self, run: FlowRun) -> bool | None:
-        """Whether the worker that took the run is there; None where none is known."""
+    def __call__(self, run: FlowRun) -> str | None:
+        """What the server last heard of the worker that took the run; None where none is known."""
         pool = run.labels.get("prefect.work-pool.name")
         worker = run.labels.get("prefect.worker.name")
         if not isinstance(pool, str) or not isinstance(worker, str):
             return None
         if pool not in self._pools:
             workers = self._client.read_workers_for_work_pool(pool)
-            self._pools[pool] = {
-                one.name: one.status is not None and one.status.value == "ONLINE" for one in workers
-            }
+            self._pools[pool] = {one.name: str(one.last_heartbeat_time) for one in workers}
         return self._pools[pool].get(worker)
 
 
