@@ -443,7 +443,8 @@ def _away(error: BaseException) -> bool:
 
     if isinstance(error, Boto3Error) and error.__context__ is not None:  # of its transfers
         return _away(error.__context__)
-    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    answer = getattr(error, "response", None) or {}  # HTTPClientError has one that is None
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     lost = (ConnectionError, ConnectionResetError, HTTPClientError, TimeoutError)
     return isinstance(error, lost) or status in {502, 503, 504}  # of whatever stands before it
 

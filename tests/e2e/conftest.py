@@ -151,7 +151,7 @@ def prefect_server(folder: Path, port: int, env: dict[str, str]):
     """`prefect server start`, once it answers."""
     serve = (PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with background(*serve, env=env, log=folder / "server.log") as process:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180  # busy cores
         while not healthy(f"http://127.0.0.1:{port}/api"):
             assert time.monotonic() < until, (folder / "server.log").read_text()[-2000:]
             time.sleep(0.5)
