@@ -14,7 +14,9 @@ from pipelines import (
     stack_commands,
     training_commands,
 )
+from pipelines.notify_command import notify
 from pipelines.play_command import play
+from pipelines.reconcile_command import reconcile
 from pipelines.serve_commands import serve
 from pipelines.terminal import (
     JsonOption,
@@ -43,6 +45,8 @@ app.command()(stack_commands.up)
 app.command()(stack_commands.status)
 app.command()(stack_commands.down)
 app.command()(stack_commands.deploy)
+app.command()(reconcile)
+app.command()(notify)
 app.add_typer(data_commands.data)
 app.add_typer(serve)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipelines.s3_files import S3Files, make_client, upload
+from pipelines.s3_files import S3Files, asking_again, make_client, upload
 from pipelines.store import DONE, StoreError, clear, files_below, folder_lock, read_mark, write_mark
 
 if TYPE_CHECKING:
@@ -64,13 +64,18 @@ class S3Store:
 
     def _mark(self, name: str) -> dict[str, Any] | None:
         """`result` and `files` of a finished folder."""
-        with self.reaching("read"):
+        key = self.key(f"{name}/{DONE}")
+
+        def ask() -> dict[str, Any] | None:
             try:
-                answer = self.client.get_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"))
+                answer = self.client.get_object(Bucket=self.bucket, Key=key)
             except self.client.exceptions.NoSuchKey:
                 return None
-            mark: dict[str, Any] = json.loads(answer["Body"].read())
-        return mark
+            found: dict[str, Any] = json.loads(answer["Body"].read())
+            return found
+
+        with self.reaching("read"):
+            return asking_again()(ask)
 
     def workspace(self, name: str) -> Path:
         """As in `Store`."""
@@ -89,11 +94,15 @@ class S3Store:
         with self.reaching("written"):
             for path in files_below(folder):
                 names.append(str(path.relative_to(folder)))
-                with path.open("rb") as file:
-                    upload(self.client, self.bucket, self.key(f"{name}/{names[-1]}"), file)
+                asking_again()(self._send, path, self.key(f"{name}/{names[-1]}"))
             body = json.dumps({"result": result, "files": names}).encode()
-            self.client.put_object(Bucket=self.bucket, Key=self.key(f"{name}/{DONE}"), Body=body)
+            key = self.key(f"{name}/{DONE}")
+            asking_again()(self.client.put_object, Bucket=self.bucket, Key=key, Body=body)
         write_mark(folder, result)
+
+    def _send(self, path: Path, key: str) -> None:
+        with path.open("rb") as file:
+            upload(self.client, self.bucket, key, file)
 
     def fetch(self, name: str) -> Path:
         """As in `Store`."""
@@ -108,7 +117,8 @@ class S3Store:
             for relative in mark["files"]:
                 target = folder / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self.client.download_file(self.bucket, self.key(f"{name}/{relative}"), str(target))
+                key = self.key(f"{name}/{relative}")
+                asking_again()(self.client.download_file, self.bucket, key, str(target))
         write_mark(folder, mark["result"])
         return folder
 

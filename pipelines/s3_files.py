@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeVar
 
+    from tenacity import RetryCallState, Retrying
+
     from pipelines.s3_cache import BlockCache
 
     T = TypeVar("T")
@@ -33,7 +35,9 @@ _MIB = 1 << 20
 _READ_AHEAD = 8 * _MIB
 _MULTIPART = 16 * _MIB
 _ATTEMPTS, _PROBES = 10, 3
-_PATIENCE_S, _PROBE_S = 60, 10
+PATIENCE_S = 150.0
+"""How long a server may be away in mid-run, in seconds: a restart, a minute without network."""
+_PROBE_S = 10
 _PASSING = {"500", "502", "503", "504", "429", "InternalError", "SlowDown", "ServiceUnavailable"}
 _PASSING |= {"RequestTimeout", "RequestTimeoutException", "Throttling", "TooManyRequests"}
 """Error codes of answers that another attempt may get past."""
@@ -283,8 +287,14 @@ class S3Files:
 
     def _upload(self, name: str, file: BinaryIO) -> None:
         file.seek(0)
-        send = partial(upload, self._client_for(_SENDING), self._bucket, self.key(name), file)
-        # One try: the client asks again for what failed, not for all parts of the file.
+        client = self._client_for(_SENDING)
+
+        def send() -> None:
+            file.seek(0)
+            upload(client, self._bucket, self.key(name), file)
+
+        # One try: the client asks again for what failed, not for all parts of the file. Only a
+        # server that is away for longer than the client waits is sent all of it again.
         self._try("written", send, name, tries=1)
         self.forget(name)
 
@@ -295,7 +305,7 @@ class S3Files:
         name: str = "",
         *,
         tries: int = _ATTEMPTS,
-        seconds: float = _PATIENCE_S,
+        seconds: float = PATIENCE_S,
     ) -> T:
         """Ask, again if what went wrong may pass.
 
@@ -305,22 +315,9 @@ class S3Files:
         """
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
-        from tenacity import (
-            Retrying,
-            retry_if_exception,
-            stop_after_attempt,
-            stop_after_delay,
-            wait_random_exponential,
-        )
         from urllib3.exceptions import HTTPError
 
-        attempts = Retrying(
-            retry=retry_if_exception(_passing),
-            # A single fault costs some hundredths of a second, an outage is waited for longer.
-            wait=wait_random_exponential(multiplier=0.03, max=5),
-            stop=stop_after_attempt(tries) | stop_after_delay(seconds),
-            reraise=True,
-        )
+        attempts = asking_again(tries=tries, seconds=seconds)
         try:
             return attempts(ask)
         except (Boto3Error, BotoCoreError, ClientError, HTTPError, OSError) as error:
@@ -437,6 +434,44 @@ def _passing(error: BaseException) -> bool:
     broken = (ConnectionError, ConnectionResetError, HTTPClientError, HTTPError, TimeoutError)
     damaged = (FlexibleChecksumError, IncompleteReadError, TruncatedError)
     return isinstance(error, (*broken, *damaged))
+
+
+def _away(error: BaseException) -> bool:
+    """Whether the server was not there, rather than answered in a way that may pass."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import ConnectionError, HTTPClientError  # noqa: A004 (its name)
+
+    if isinstance(error, Boto3Error) and error.__context__ is not None:  # of its transfers
+        return _away(error.__context__)
+    answer = getattr(error, "response", None) or {}  # HTTPClientError has one that is None
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    lost = (ConnectionError, ConnectionResetError, HTTPClientError, TimeoutError)
+    return isinstance(error, lost) or status in {502, 503, 504}  # of whatever stands before it
+
+
+def asking_again(*, tries: int = _ATTEMPTS, seconds: float = PATIENCE_S) -> Retrying:
+    """Calls again what fails in a way that may pass.
+
+    Args:
+        tries: of what a server answers, or damages on the way.
+        seconds: after which nothing is tried again; until then a server that is away is waited
+            for, unless they are too few to wait.
+    """
+    from tenacity import Retrying, retry_if_exception, wait_random_exponential
+
+    def enough(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        waited_for = seconds >= PATIENCE_S and error is not None and _away(error)
+        passed = state.seconds_since_start or 0.0
+        return passed >= seconds or (state.attempt_number >= tries and not waited_for)
+
+    return Retrying(
+        retry=retry_if_exception(_passing),
+        # A single fault costs some hundredths of a second, an outage is waited for longer.
+        wait=wait_random_exponential(multiplier=0.03, max=5),
+        stop=enough,
+        reraise=True,
+    )
 
 
 _ADVICE = {

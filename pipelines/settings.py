@@ -6,12 +6,17 @@ server, and the same code then runs there.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _PASSWORD_CHARS = 12
+_SHORTEST_CREDENTIAL = 6
+"""Characters; to hide anything shorter would make texts unreadable, and keep no secret."""
+_READ_ELSEWHERE = ("SDN_ORDER", "SDN_CHAOS", "SDN_CHAOS_SEED")
+"""By Ray Jobs of ours, and by the tests."""
 
 
 class Settings(BaseSettings):
@@ -75,6 +80,32 @@ class Settings(BaseSettings):
     stack: Path | None = Field(
         default=None,
         description="Folder of the local stack; by default the store's where that is local.",
+    )
+    reconcile_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds between two looks of the reconciler for flow runs that are dead.",
+    )
+    silence_s: float = Field(
+        default=600.0,
+        ge=60,
+        description="Seconds without a word after which a flow run on another machine counts as "
+        "dead.",
+    )
+    revivals: int = Field(
+        default=3,
+        ge=0,
+        description="How often a flow run that died is started again.",
+    )
+    notify_command: str | None = Field(
+        default=None,
+        description="Command, run without a shell, that is told of failures, promotions, "
+        "rejections and trouble with data: JSON on its standard input, SDN_NOTICE_* in its "
+        "environment.",
+    )
+    notify_url: SecretStr | None = Field(
+        default=None,
+        description="Address to which the same is sent as JSON, as to a Slack webhook.",
     )
     traceback: bool = Field(
         default=False, description="Show where an error came from, not its text alone."
@@ -162,3 +193,38 @@ def prefect_login() -> str | None:
     import os
 
     return os.environ.get("PREFECT_API_AUTH_STRING")
+
+
+def credentials() -> list[str]:
+    """Values of environment variables that are credentials by their names."""
+    import os
+
+    named = re.compile(
+        r"(?!.*(FILE|PATH|DIR)$).*(SECRET|PASSWORD|TOKEN|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL)"
+    )
+    return [
+        value
+        for name, value in os.environ.items()
+        if named.match(name.upper()) and len(value) >= _SHORTEST_CREDENTIAL
+    ]
+
+
+def known_variables() -> list[str]:
+    """All `SDN_*` variables that anything reads."""
+    fields = Settings.model_fields.items()
+    own = [f"SDN_{name.upper()}" for name, field in fields if field.validation_alias is None]
+    return sorted({*own, *_READ_ELSEWHERE})
+
+
+def sdn_variables() -> list[str]:
+    """The `SDN_*` variables that are set, known or not."""
+    import os
+
+    return sorted(name for name in os.environ if name.upper().startswith("SDN_"))
+
+
+def threads_variable() -> str | None:
+    """Threads that OpenMP is told to take in each process; None where it may choose."""
+    import os
+
+    return os.environ.get("OMP_NUM_THREADS")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 TRACKING_ERRORS = (MlflowException, ConnectionError)
 """What MLflow raises where a server or database does not do as asked."""
 KEY_TAG = "sdn.key"
+OWNER_TAG = "sdn.flow_run"
+"""Tag of a run: the flow run that works on it, or was the last to do so."""
 _SHEET_TAG = "sdn.sheet_step"
 _POINTS = 20
 """Points a request: MLflow takes 1000 metrics in one, and a point has up to 33."""
@@ -67,6 +70,11 @@ def shown_uri(settings: Settings) -> str:
     return masked(tracking_uri(settings))
 
 
+def public_uri(uri: str) -> str:
+    """An address without user and password, as a link for everybody."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+
+
 def client(settings: Settings) -> mlflow.MlflowClient:
     """A client of the tracking server and registry."""
     settings.local.mkdir(parents=True, exist_ok=True)
@@ -92,11 +100,18 @@ def never_raising(what: str) -> Iterator[None]:
 
 
 class Tracker:
-    """One parent run of a pipeline and its nested runs, found again by the keys they carry."""
+    """One parent run of a pipeline and its nested runs, found again by the keys they carry.
 
-    def __init__(self, settings: Settings, recipe: str) -> None:
+    Args:
+        settings: where MLflow is.
+        recipe: names the experiment.
+        owner: the flow run that works on them; "" for none.
+    """
+
+    def __init__(self, settings: Settings, recipe: str, owner: str = "") -> None:
         self.settings = settings
         self.recipe = recipe
+        self.owner = owner
         self._client: mlflow.MlflowClient | None = None
         self._experiment: str | None = None
         self._finding = threading.Lock()
@@ -133,11 +148,16 @@ class Tracker:
                 tags = {KEY_TAG: key, "sdn.name": name, "mlflow.runName": name}
                 if parent is not None:
                     tags["mlflow.parentRunId"] = parent
+                if self.owner:
+                    tags[OWNER_TAG] = self.owner
                 made = self.client.create_run(self.experiment, tags=tags, run_name=name)
                 return str(made.info.run_id)
-        if found[0].info.status == "FAILED":  # tried again now
-            self.client.update_run(found[0].info.run_id, "RUNNING")
-        return str(found[0].info.run_id)
+        (known, *_) = found
+        if known.info.status == "FAILED":  # tried again now
+            self.client.update_run(known.info.run_id, "RUNNING")
+        if known.info.status != "FINISHED" and self.owner != known.data.tags.get(OWNER_TAG, ""):
+            self.client.set_tag(known.info.run_id, OWNER_TAG, self.owner)
+        return str(known.info.run_id)
 
     def log(
         self,
@@ -218,3 +238,26 @@ class Tracker:
     def finish(self, run: str, status: str = "FINISHED") -> None:
         """End a run; ending it again changes nothing."""
         self.client.set_terminated(run, status)
+
+
+def end_left(settings: Settings, owner: str) -> int:
+    """Set the runs that a dead flow run has left RUNNING to FAILED, as a failing one does itself.
+
+    What another flow run works on by now stays as it is.
+
+    Args:
+        settings: where MLflow is.
+        owner: id of the dead flow run.
+
+    Returns:
+        How many there were.
+    """
+    asked = client(settings)
+    experiments = asked.search_experiments(filter_string="name LIKE 'sdn-%'")
+    left = asked.search_runs(
+        [one.experiment_id for one in experiments],
+        f"tags.`{OWNER_TAG}` = '{owner}' and attributes.status = 'RUNNING'",
+    )
+    for run in left:
+        asked.set_terminated(run.info.run_id, "FAILED")
+    return len(left)

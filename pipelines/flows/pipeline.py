@@ -15,10 +15,13 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from pipelines import evaluating, searching, work
 from pipelines.cluster import stop_ray
 from pipelines.evaluating import Champion, Model
+from pipelines.flows.notices import HOOKS, tell_of_decision, tell_of_letters
+from pipelines.flows.pulse import living
 from pipelines.flows.stages import Progress, Tracked, do, terminal
 from pipelines.orphans import ended_with_this_process
 from pipelines.preparing import data_uri, first_letters, letter_rows
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 RecipeName = Literal["openmoji", "tiny", "folder", "cub", "release-cub", "flowers"]
 
 
-@flow(name="sdn-pipeline", description=__doc__)
+@flow(name="sdn-pipeline", description=__doc__, **HOOKS)
 def pipeline(
     recipe: RecipeName = "openmoji",
     store: str | None = None,
@@ -62,7 +65,7 @@ def pipeline(
     run.store.check()
     # The command line guards all it starts; in a worker's process only Ray is started here.
     guard = ended_with_this_process() if terminal.get() is None else nullcontext()
-    with guard:
+    with guard, living(run.settings):
         try:
             return chain(run)
         finally:
@@ -72,7 +75,7 @@ def pipeline(
 def chain(run: Run) -> dict[str, Any]:
     """The stages in their order; what they hand on are keys and folders."""
     began = time.monotonic()
-    tracker = Tracker(run.settings, run.config.name)
+    tracker = Tracker(run.settings, run.config.name, flow_run.get_id() or "")
 
     data = prepare(run, tracker)
     work.check_splits(run.config, data)
@@ -117,6 +120,8 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
         return do(run, job, tracked)
 
     registered = register(run, tracked, stages, compare)
+    report = report_link(run, stages["compare"], registered)
+    tell_of_decision(run, tracked, registered, stages["compare"], report)
     show_result(run, stages, registered)
     return summary(run, stages, registered, time.monotonic() - began)
 
@@ -154,6 +159,7 @@ def prepare(run: Run, tracker: Tracker) -> Done:
         return do(run, job)
     except TooManyDeadLetters as error:
         show_dead_letters(letter_rows(error.letters), len(error.letters))
+        tell_of_letters(run, error, flow_run.get_id())
         with never_raising("the dead letters"):
             failed = tracker.run("prepare", job.stage.key)
             tracker.table(failed, letter_rows(error.letters), "dead-letters.json")

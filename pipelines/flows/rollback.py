@@ -7,12 +7,14 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from pipelines.flows.notices import HOOKS
+from pipelines.flows.pulse import living
 from pipelines.settings import Settings
 from pipelines.succession import roll_back
 from pipelines.tracking import never_raising
 
 
-@flow(name="sdn-rollback", description=__doc__)
+@flow(name="sdn-rollback", description=__doc__, **HOOKS)
 def rollback(model: str = "", store: str | None = None, reason: str = "") -> dict[str, Any]:
     """Check the files of the champion before, make it the champion again, say so.
 
@@ -24,7 +26,9 @@ def rollback(model: str = "", store: str | None = None, reason: str = "") -> dic
     Returns:
         What was done; JSON values, see `pipelines.succession.roll_back`.
     """
-    found = roll_back(Settings() if store is None else Settings(store=store), model, reason)
+    settings = Settings() if store is None else Settings(store=store)
+    with living(settings):
+        found = roll_back(settings, model, reason)
     show(found)
     return found
 

@@ -140,39 +140,50 @@ class Server:
         raise AssertionError(f"{what} did not happen within {seconds} s; the worker said {said}")
 
 
+def healthy(api: str) -> bool:
+    """Whether a Prefect server answers there."""
+    try:
+        return httpx.get(f"{api}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def prefect_server(folder: Path, port: int, env: dict[str, str]):
+    """`prefect server start`, once it answers."""
+    serve = (PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with background(*serve, env=env, log=folder / "server.log") as process:
+        until = time.monotonic() + 180  # busy cores
+        while not healthy(f"http://127.0.0.1:{port}/api"):
+            assert time.monotonic() < until, (folder / "server.log").read_text()[-2000:]
+            time.sleep(0.5)
+        yield process
+
+
+def deploy(api: str, env: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The work pool, and `prefect deploy --all`; the deployments by name."""
+    for args in (("work-pool", "create", "sdn", "--type", "process"), ("deploy", "--all")):
+        done = subprocess.run(
+            [PREFECT, "--no-prompt", *args],
+            env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = httpx.post(f"{api}/deployments/filter", json={}).json()
+    return {deployment["name"]: deployment for deployment in found}
+
+
+WORK = (PREFECT, "worker", "start", "--pool", "sdn")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`prefect server start`, `prefect deploy --all`, `prefect worker start`."""
+    """A Prefect server with all that `prefect.yaml` deploys, and a worker."""
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     env = place(folder).env
-    on_server = env | {"PREFECT_API_URL": api}
-
-    def prefect(*args: str) -> None:
-        done = subprocess.run(
-            [PREFECT, "--no-prompt", *args],
-            env=on_server, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def healthy() -> bool:
-        try:
-            return httpx.get(f"{api}/health", timeout=2).is_success
-        except httpx.HTTPError:
-            return False
-
-    serve = (PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    work = (PREFECT, "worker", "start", "--pool", "sdn")
     log = folder / "worker.log"
-    with background(*serve, env=env, log=folder / "server.log"):
-        until = time.monotonic() + 60
-        while not healthy():
-            assert time.monotonic() < until, (folder / "server.log").read_text()[-2000:]
-            time.sleep(0.5)
-        prefect("work-pool", "create", "sdn", "--type", "process")
-        prefect("deploy", "--all")
-        found = httpx.post(f"{api}/deployments/filter", json={}).json()
-        deployments = {deployment["name"]: deployment for deployment in found}
-        with background(*work, env=on_server, log=log) as worker:
+    with prefect_server(folder, port, env):
+        deployments = deploy(api, env | {"PREFECT_API_URL": api})
+        with background(*WORK, env=env | {"PREFECT_API_URL": api}, log=log) as worker:
             yield Server(api=api, deployments=deployments, worker=worker.pid, log=log)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import s3_server
 from conftest import place
+from gate import Gate
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +35,46 @@ def sdn(here, *args: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@contextmanager
+def away(here, client, prefix, seconds):
+    """The server is away for so long as soon as stage one trains; what was seen of it meanwhile."""
+    endpoint = urlsplit(here.env["SDN_S3_ENDPOINT"])
+    happened = []
+
+    def happen(gate):
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
+            found = client.list_objects_v2(Bucket="data", Prefix=f"{prefix}/training/stage_one")
+            if any("/points/" in one["Key"] for one in found.get("Contents", ())):
+                gate.shut()
+                time.sleep(seconds)
+                gate.open()
+                happened.append(seconds)
+                return
+            time.sleep(0.1)
+
+    with Gate(endpoint.port) as gate:
+        thread = threading.Thread(target=happen, args=(gate,), daemon=True)
+        thread.start()
+        env = here.env | {"SDN_S3_ENDPOINT": f"http://127.0.0.1:{gate.port}"}
+        yield type(here)(store=here.store, env=env), happened
+        thread.join(timeout=seconds + 5)
+
+
 def answer_of(done: subprocess.CompletedProcess[str]):
     """The JSON object in the last line."""
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_run_in_a_bucket(server):
-    """Every stage lies in the bucket; a machine without the local copies finds all of it done."""
+    """Every stage lies in the bucket, though the server was away while one trained; a machine
+    without the local copies finds all of it done.
+    """
     here, client = server
     run = ("run", "tiny", "--store", "s3://data/runs", "--json")
-    first = answer_of(sdn(here, *run))
+    with away(here, client, "runs", 15) as (there, happened):
+        first = answer_of(sdn(there, *run))
+    assert happened == [15]
     assert all(stage["fresh"] for stage in first["stages"].values())
     for stage in first["stages"].values():
         client.head_object(Bucket="data", Key=f"runs/{stage['folder']}/done.json")
@@ -52,6 +87,19 @@ def test_a_run_in_a_bucket(server):
     assert second["model"]["version"] == first["model"]["version"]
     drawn = answer_of(sdn(here, "generate", "man cook", "--store", "s3://data/runs", "--json"))
     assert Path(here.store.parent / drawn["images"][0]).is_file()
+
+
+@pytest.mark.rest
+def test_a_bucket_that_is_gone_for_a_minute(server):
+    """The run goes on as if nothing had been, and every sample was consumed once."""
+    here, client = server
+    place = "s3://data/minute"
+    changes = ("--set", "stage_one.epochs=40", "--set", "search.trials=0")
+    with away(here, client, "minute", 60) as (there, happened):
+        done = answer_of(sdn(there, "run", "tiny", "--store", place, "--json", *changes))
+    assert happened == [60]
+    assert all(stage["fresh"] for stage in done["stages"].values())
+    sdn(here, "ledger", "--store", place)
 
 
 @pytest.mark.rest

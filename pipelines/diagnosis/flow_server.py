@@ -1,0 +1,260 @@
+"""The Prefect server: reached, of our version, and with all that a deployed run needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from pipelines.diagnosis.check import Check
+from pipelines.flows import POOL, RECONCILER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipelines.settings import Settings
+
+
+def expected_deployments() -> list[str]:
+    """What `prefect.yaml` deploys; without the project's folder only the pipeline is known."""
+    import yaml
+
+    plan = Path(__file__).parents[2] / "prefect.yaml"
+    if not plan.is_file():
+        return ["sdn-pipeline"]
+    return [one["name"] for one in yaml.safe_load(plan.read_text())["deployments"]]
+
+
+def look_at_prefect(settings: Settings) -> Iterator[Check]:
+    """The server, and what stands on it; embedded there is none to look at."""
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        found = "embedded (no PREFECT_API_URL); `sdn ui` shows its runs"
+        yield Check(ok=True, what="Prefect", found=found)
+        return
+    with _client(url) as client:
+        server = _Server(client, url.rstrip("/"))
+        reached = server.reached()
+        yield reached
+        if reached.ok:
+            yield from _stands_on(server, settings)
+
+
+def _stands_on(server: _Server, settings: Settings) -> Iterator[Check]:
+    """What a server that answers has, or lacks."""
+    yield server.same_version()
+    yield server.keeps_leases()
+    yield server.pool()
+    yield server.worker()
+    yield server.queues()
+    yield server.deployed()
+    yield server.schedules()
+    yield server.late()
+    yield server.reconciler(settings)
+
+
+def _client(url: str) -> httpx.Client:
+    """A client with the credentials that Prefect's own would use."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+
+    key, auth = PREFECT_API_KEY.value(), PREFECT_API_AUTH_STRING.value()
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    basic = None
+    if auth:
+        user, _, password = auth.get_secret_value().partition(":")
+        basic = httpx.BasicAuth(user, password)
+    return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, auth=basic, timeout=5)
+
+
+@dataclass
+class _Server:
+    """Asks a server; each answer is one check."""
+
+    client: httpx.Client
+    url: str
+
+    def reached(self) -> Check:
+        """Whether it answers, and is Prefect's API."""
+        remedy = "start it with `prefect server start`, or unset PREFECT_API_URL to run embedded"
+        try:
+            answer = self.client.get("health")
+        except httpx.HTTPError as error:
+            found = f"{self.url}: {str(error) or type(error).__name__}"
+            return Check(ok=False, what="Prefect", found=found, remedy=remedy)
+        found = f"{self.url} answers {answer.status_code}"
+        if answer.is_success and answer.text.strip() == "true":
+            return Check(ok=True, what="Prefect", found=found)
+        if answer.status_code in {401, 403}:
+            remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY as the server"
+        elif not self.url.endswith("/api"):
+            found = f"{self.url} is not its API"
+            remedy = f"set PREFECT_API_URL={self.url}/api"
+        return Check(ok=False, what="Prefect", found=found, remedy=remedy)
+
+    def same_version(self) -> Check:
+        """The same minor version as here."""
+        there, here = str(self._get("admin/version")), version("prefect")
+        return Check(
+            ok=there.split(".")[:2] == here.split(".")[:2],
+            what="Prefect version",
+            found=f"server {there}, here {here}",
+            remedy=f"install prefect=={there} here, or {here} there",
+        )
+
+    def keeps_leases(self) -> Check:
+        """Whether slots outlive a restart of the server: a run that lost its own is ended."""
+        settings = self._get("admin/settings")
+        kept = settings["server"]["concurrency"]["lease_storage"].rpartition(".")[2]
+        return Check(
+            ok=kept != "memory",
+            what="Prefect slots",
+            found=f"kept in {kept}",
+            remedy="start the server with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+            "prefect.server.concurrency.lease_storage.filesystem: without it a restart of the "
+            "server ends every run that holds a slot",
+        )
+
+    def pool(self) -> Check:
+        """The work pool is there, not paused, and lets something run."""
+        pool = self._pool
+        if pool is None:
+            return Check(
+                ok=False,
+                what="Prefect pool",
+                found=f"no work pool {POOL}",
+                remedy=f"prefect work-pool create {POOL} --type process",
+            )
+        if pool["is_paused"]:
+            found, remedy = f"{POOL} is paused", f"prefect work-pool resume {POOL}"
+        else:
+            found = f"{POOL} has a limit of 0"
+            remedy = f"prefect work-pool clear-concurrency-limit {POOL}"
+        ok = not pool["is_paused"] and pool["concurrency_limit"] != 0
+        found = f"{POOL}, type {pool['type']}" if ok else found
+        return Check(ok=ok, what="Prefect pool", found=found, remedy=remedy)
+
+    def worker(self) -> Check:
+        """A worker is online."""
+        workers = self._post(f"work_pools/{POOL}/workers/filter") if self._pool else []
+        online = [one["name"] for one in workers if one["status"] == "ONLINE"]
+        return Check(
+            ok=bool(online),
+            what="Prefect worker",
+            found=f"{len(online)} online" if online else f"none is online in {POOL}",
+            remedy=f"prefect worker start --pool {POOL}",
+        )
+
+    def queues(self) -> Check:
+        """No queue is paused or lets nothing run."""
+        queues = self._post(f"work_pools/{POOL}/queues/filter") if self._pool else []
+        paused = [one["name"] for one in queues if one["is_paused"]]
+        closed = [one["name"] for one in queues if one["concurrency_limit"] == 0]
+        names = paused or closed
+        what = "resume" if paused else "clear-concurrency-limit"
+        return Check(
+            ok=not names,
+            what="Prefect queues",
+            found=f"{', '.join(names)} {'paused' if paused else 'with a limit of 0'}"
+            if names
+            else f"{len(queues)} open",
+            remedy=f"prefect work-queue {what} {' '.join(names[:1])} --pool {POOL}",
+        )
+
+    def deployed(self) -> Check:
+        """Everything in `prefect.yaml` is there, and no limit of 0 holds its runs back."""
+        there = {one["name"]: one for one in self._deployments}
+        missing = [name for name in expected_deployments() if name not in there]
+        limits = {name: one.get("global_concurrency_limit") for name, one in there.items()}
+        closed = [name for name, limit in limits.items() if limit and limit["limit"] == 0]
+        found = f"{len(there)} deployed"
+        if missing:
+            found = f"not deployed: {', '.join(missing)}"
+        elif closed:
+            found = f"limit 0: {', '.join(closed)}"
+        return Check(
+            ok=not missing and not closed,
+            what="Prefect deployments",
+            found=found,
+            remedy="prefect deploy --all, in the project's folder",
+        )
+
+    def schedules(self) -> Check:
+        """Nothing that is to run by itself is paused."""
+        paused = [
+            one["name"]
+            for one in self._deployments
+            if one.get("schedules")
+            and (one.get("paused") or not all(s["active"] for s in one["schedules"]))
+        ]
+        planned = sum(bool(one.get("schedules")) for one in self._deployments)
+        flows = [
+            f"{one['name']}/{one['name']}" for one in self._deployments if one["name"] in paused
+        ]
+        return Check(
+            ok=not paused,
+            what="Prefect schedules",
+            found=f"paused: {', '.join(paused)}" if paused else f"{planned} deployments planned",
+            remedy=f"prefect deployment schedule resume {' '.join(flows[:1])} SCHEDULE-ID, or the "
+            "switch on its page",
+        )
+
+    def late(self) -> Check:
+        """No run waits in vain."""
+        late = self._post(
+            "flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Late"]}}}, "limit": 200}
+        )
+        return Check(
+            ok=not late,
+            what="Prefect late runs",
+            found=f"{len(late)} late, the first {late[0]['name']}" if late else "none",
+            remedy="see the lines on worker, pool and queues; with a limit of one at a time it "
+            "waits for the run before",
+        )
+
+    def reconciler(self, settings: Settings) -> Check:
+        """Somebody looks for dead runs."""
+        remedy = "run `sdn reconcile` beside the server: without it the runs of a worker that died "
+        remedy += "stay RUNNING and keep their slots"
+        answer = self.client.get(f"variables/name/{RECONCILER}")
+        if not answer.is_success:
+            found = "none has ever looked for dead runs"
+            return Check(ok=False, what="reconciler", found=found, remedy=remedy)
+        # By the server's clock alone.
+        now = parsedate_to_datetime(answer.headers["date"]).timestamp()
+        from datetime import datetime
+
+        looked_s = now - datetime.fromisoformat(answer.json()["updated"]).timestamp()
+        return Check(
+            ok=looked_s < 3 * settings.reconcile_s + 30,
+            what="reconciler",
+            found=f"{answer.json()['value'].get('host', '?')} looked {max(0, looked_s):.0f} s ago",
+            remedy=remedy,
+        )
+
+    @cached_property
+    def _pool(self) -> dict[str, Any] | None:
+        answer = self.client.get(f"work_pools/{POOL}")
+        return None if answer.status_code == httpx.codes.NOT_FOUND else self._json(answer)
+
+    @cached_property
+    def _deployments(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._post("deployments/filter")
+        return [one for one in found if one["name"].startswith("sdn-")]
+
+    def _get(self, path: str) -> Any:
+        return self._json(self.client.get(path))
+
+    def _post(self, path: str, content: dict[str, Any] | None = None) -> Any:
+        return self._json(self.client.post(path, json=content or {}))
+
+    @staticmethod
+    def _json(answer: httpx.Response) -> Any:
+        answer.raise_for_status()
+        return answer.json()

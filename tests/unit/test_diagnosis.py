@@ -1,0 +1,421 @@
+"""`sdn doctor`: each usual misconfiguration, made on purpose, fails exactly its own line."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import resource
+import threading
+import time
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from pipelines.diagnosis import clusters, flow_server, machine, packages, places, tracking_server
+from pipelines.diagnosis.check import guarded
+from pipelines.diagnosis.environment import look_at_environment
+from pipelines.settings import Settings
+from sdn.recipes import recipe
+
+
+def failing(checks):
+    """Names of the lines that fail; each of them says what to do."""
+    found = [check for check in checks if not check.ok]
+    assert all(check.remedy for check in found)
+    return [check.what for check in found]
+
+
+def remedies(checks):
+    return " ".join(check.remedy for check in checks if not check.ok)
+
+
+@contextmanager
+def answering(answers, *, date=None):
+    """A server on 127.0.0.1 with these answers by path: (status, text or JSON); else 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _any(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = self.path.partition("?")[0]
+            below = (a for n, a in answers.items() if n[-1] == "*" and path.startswith(n[:-1]))
+            status, content = answers.get(path) or next(below, (404, "no such page"))
+            body = content if isinstance(content, str) else json.dumps(content)
+            self.send_response_only(status)
+            self.send_header("Date", date or formatdate(usegmt=True))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_GET = do_POST = do_PUT = do_DELETE = _any  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """No variable of the machine that runs the tests takes part."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy",
+                 "OMP_NUM_THREADS", "SDN_CPUS"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+
+
+# The machine.
+
+
+def test_this_machine_is_looked_at(tmp_path):
+    """Every line has a name and says what was found."""
+    found = list(machine.look_at_machine(Settings(store=str(tmp_path))))
+    assert [check.what for check in found][:2] == ["memory", "disk"]
+    assert all(check.found for check in found)
+
+
+@pytest.fixture
+def roomy(monkeypatch):
+    """A machine with enough of everything."""
+    disk = {"free": 100 * 2**30}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 2**30))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: SimpleNamespace(**disk))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 65536))
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda patch: None, []),
+        (lambda patch: patch.setattr(psutil, "virtual_memory",
+                                     lambda: SimpleNamespace(available=2**30)), ["memory"]),
+        (lambda patch: patch.setattr(machine.shutil, "disk_usage", lambda place: SimpleNamespace(
+            free=2**30 if place != machine._SHM else 2**33)), ["disk"]),
+        (lambda patch: patch.setattr(machine.shutil, "disk_usage", lambda place: SimpleNamespace(
+            free=2**40 if place != machine._SHM else 2**26)), ["shared memory"]),
+        (lambda patch: patch.setenv("SDN_CPUS", "5000"), ["cores"]),
+        (lambda patch: patch.setattr(resource, "getrlimit", lambda which: (256, 1024)),
+         ["open files"]),
+    ],
+    ids=["nothing", "memory", "disk", "shared memory", "SDN_CPUS", "descriptors"],
+)  # fmt: skip
+def test_what_a_machine_lacks(roomy, tmp_path, change, line):
+    """Too little of one thing fails that line alone."""
+    change(roomy)
+    assert failing(machine.look_at_machine(Settings(store=str(tmp_path)))) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line", "said"),
+    [
+        ("SDN_STORE", "runs", [], ""),
+        ("SDN_TRACKNG_URI", "http://x", ["variables"], "SDN_TRACKING_URI"),
+        ("SDN_SOMETHING_ELSE", "x", ["variables"], "nothing reads it"),
+        ("HTTP_PROXY", "http://proxy:3128", ["proxies"], "HTTP_PROXY catches 127.0.0.1"),
+        ("ALL_PROXY", "http://proxy:3128", ["proxies"], "ALL_PROXY"),
+        ("OMP_NUM_THREADS", "5000", ["threads"], "OMP_NUM_THREADS=5000"),
+        ("OMP_NUM_THREADS", "many", ["threads"], "OMP_NUM_THREADS=many"),
+    ],
+)
+def test_variables_that_mislead(monkeypatch, name, value, line, said):
+    """A misspelt name with the nearest one, a proxy before this machine, too many threads."""
+    monkeypatch.setenv(name, value)
+    found = list(look_at_environment(Settings()))
+    assert failing(found) == line
+    assert said in " ".join(check.found for check in found)
+
+
+def test_a_proxy_that_lets_this_machine_alone(monkeypatch):
+    """With NO_PROXY it is no finding."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    assert failing(look_at_environment(Settings())) == []
+
+
+def test_packages_that_do_not_work_together(monkeypatch):
+    """A missing one says how to get it, one too new says why not."""
+    monkeypatch.setattr(packages, "_NEEDED", {"no-such-package": "pipeline"})
+    monkeypatch.setattr(packages, "_BELOW", (("numpy", (1, 0), "a reason"),))
+    found = list(packages.look_at_packages())
+    assert failing(found) == ["no-such-package", "numpy"]
+    assert "sdn[pipeline]" in remedies(found)
+    assert "a reason" in remedies(found)
+
+
+# The places.
+
+
+def test_an_endpoint_without_a_scheme():
+    """It is named with one."""
+    found = list(places.look_at_store(Settings(store="s3://data/x", s3_endpoint="localhost:8333")))
+    assert failing(found) == ["store"]
+    assert "http://localhost:8333" in remedies(found)
+
+
+def test_a_store_that_cannot_be_written(tmp_path):
+    """A file where a folder should be."""
+    (tmp_path / "file").write_text("")
+    assert failing(places.look_at_store(Settings(store=str(tmp_path / "file" / "x")))) == ["store"]
+    assert failing(places.look_at_store(Settings(store=str(tmp_path / "store")))) == []
+
+
+@pytest.mark.parametrize(("ahead", "line"), [(0, []), (3600, ["clock"]), (-3600, ["clock"])])
+def test_clocks_that_are_apart(ahead, line):
+    """The server's clock, an hour ahead or behind, is a finding."""
+    with answering({}, date=formatdate(time.time() + ahead, usegmt=True)) as url:
+        apart = places.seconds_apart(url)
+    assert apart == pytest.approx(ahead, abs=5)
+    assert failing([places.clock(apart, url)]) == line
+
+
+class Landing(Settings):
+    """Settings with a landing place."""
+
+    landing: str | None = None
+
+
+def test_a_landing_place_that_cannot_be_read(tmp_path):
+    """A folder that is not there; one that is there is fine, and none is no line."""
+    there = Landing(store=str(tmp_path), landing=str(tmp_path))
+    gone = Landing(store=str(tmp_path), landing=str(tmp_path / "gone"))
+    assert failing(places.look_at_landing(there)) == []
+    assert failing(places.look_at_landing(gone)) == ["landing place"]
+    assert list(places.look_at_landing(Landing(store=str(tmp_path)))) == []
+
+
+# Prefect.
+
+WORKER = {"name": "w", "status": "ONLINE"}
+QUEUE = {"name": "default", "is_paused": False, "concurrency_limit": None}
+
+
+def healthy():
+    """What a server answers on which everything stands."""
+    deployed = [
+        {"name": name, "paused": False, "schedules": [], "global_concurrency_limit": {"limit": 1}}
+        for name in flow_server.expected_deployments()
+    ]
+    deployed[0]["schedules"] = [{"active": True}]
+    leases = "prefect.server.concurrency.lease_storage.filesystem"
+    looked = {"value": {"host": "h"}, "updated": "2026-11-26T08:00:00+00:00"}
+    return {
+        "/api/health": (200, "true"),
+        "/api/admin/version": (200, json.dumps(version("prefect"))),
+        "/api/admin/settings": (200, {"server": {"concurrency": {"lease_storage": leases}}}),
+        "/api/work_pools/sdn": (
+            200, {"name": "sdn", "type": "process", "is_paused": False, "concurrency_limit": None}
+        ),
+        "/api/work_pools/sdn/workers/filter": (200, [WORKER]),
+        "/api/work_pools/sdn/queues/filter": (200, [QUEUE]),
+        "/api/deployments/filter": (200, deployed),
+        "/api/flow_runs/filter": (200, []),
+        "/api/variables/name/sdn_reconciler": (200, looked),
+    }  # fmt: skip
+
+
+NOW = "Thu, 26 Nov 2026 08:00:09 GMT"
+
+
+def prefect(monkeypatch, answers, *, path="/api", date=NOW):
+    """The lines about a server with these answers."""
+    with answering(answers, date=date) as url:
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: url + path}):
+            return list(flow_server.look_at_prefect(Settings()))
+
+
+def changed(path, *keys, to):
+    """A change of one value in an answer."""
+
+    def change(answers):
+        status, content = answers[f"/api/{path}"]
+        content = copy.deepcopy(content)
+        place = content
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = to
+        answers[f"/api/{path}"] = status, content
+
+    return change
+
+
+def answered(path, status, content):
+    """Another answer."""
+    return lambda answers: answers.update({f"/api/{path}": (status, content)})
+
+
+MEMORY = "prefect.server.concurrency.lease_storage.memory"
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "said"),
+    [
+        (lambda answers: None, [], ""),
+        (answered("admin/version", 200, '"3.2.1"'), ["Prefect version"], "prefect==3.2.1"),
+        (changed("admin/settings", "server", "concurrency", "lease_storage", to=MEMORY),
+         ["Prefect slots"], "filesystem"),
+        (answered("work_pools/sdn", 404, {}), ["Prefect pool", "Prefect worker"],
+         "work-pool create sdn"),
+        (changed("work_pools/sdn", "is_paused", to=True), ["Prefect pool"], "work-pool resume"),
+        (changed("work_pools/sdn", "concurrency_limit", to=0), ["Prefect pool"],
+         "clear-concurrency-limit"),
+        (answered("work_pools/sdn/workers/filter", 200, [WORKER | {"status": "OFFLINE"}]),
+         ["Prefect worker"], "worker start"),
+        (answered("work_pools/sdn/queues/filter", 200, [QUEUE | {"concurrency_limit": 0}]),
+         ["Prefect queues"], "work-queue clear-concurrency-limit default"),
+        (answered("work_pools/sdn/queues/filter", 200, [QUEUE | {"is_paused": True}]),
+         ["Prefect queues"], "work-queue resume default"),
+        (answered("deployments/filter", 200, []), ["Prefect deployments"], "deploy --all"),
+        (changed("deployments/filter", 0, "global_concurrency_limit", "limit", to=0),
+         ["Prefect deployments"], "deploy --all"),
+        (changed("deployments/filter", 0, "paused", to=True), ["Prefect schedules"], "resume"),
+        (changed("deployments/filter", 0, "schedules", 0, "active", to=False),
+         ["Prefect schedules"], "resume"),
+        (answered("flow_runs/filter", 200, [{"name": "owl"}]), ["Prefect late runs"], "waits"),
+        (answered("variables/name/sdn_reconciler", 404, {}), ["reconciler"], "sdn reconcile"),
+        (changed("variables/name/sdn_reconciler", "updated", to="2026-11-26T07:50:00+00:00"),
+         ["reconciler"], "sdn reconcile"),
+        (answered("health", 401, "no"), ["Prefect"], "PREFECT_API_AUTH_STRING"),
+    ],
+    ids=["nothing", "version", "leases", "no pool", "paused pool", "pool limit 0", "no worker",
+         "queue limit 0", "paused queue", "not deployed", "deployment limit 0", "paused",
+         "inactive schedule", "late", "no reconciler", "reconciler gone", "refused"],
+)  # fmt: skip
+def test_a_prefect_server_that_lacks_something(monkeypatch, change, line, said):
+    """One thing missing or closed fails its own line, with the command that mends it."""
+    answers = healthy()
+    change(answers)
+    found = prefect(monkeypatch, answers)
+    assert failing(found) == line
+    assert said in remedies(found)
+
+
+def test_an_address_without_api(monkeypatch):
+    """The page of the server is taken for its API often enough to be named."""
+    answers = healthy() | {"/health": (200, "<html>Prefect</html>")}
+    found = prefect(monkeypatch, answers, path="")
+    assert failing(found) == ["Prefect"]
+    assert "/api" in remedies(found)
+
+
+def test_no_prefect_server_there():
+    """Nobody listens: one line, and nothing more is asked."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        found = list(flow_server.look_at_prefect(Settings()))
+    assert failing(found) == ["Prefect"]
+    assert len(found) == 1
+
+
+# MLflow.
+
+
+def mlflow(monkeypatch, changes):
+    """The lines about a server with these answers."""
+    place = {"experiment": {"artifact_location": "mlflow-artifacts:/0"}}
+    answers = {
+        "/health": (200, "OK"),
+        "/version": (200, version("mlflow")),
+        "/api/2.0/mlflow/experiments/get": (200, place),
+        "/api/2.0/mlflow-artifacts/artifacts/*": (200, {}),
+    }
+    with answering(answers | changes) as url:
+        return list(tracking_server.look_at_mlflow(Settings(tracking_uri=url)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "said"),
+    [
+        ({}, [], ""),
+        ({"/version": (200, "2.1.0")}, ["MLflow version"], "mlflow==2.1.0"),
+        ({"/api/2.0/mlflow/experiments/get": (401, "who?")}, ["MLflow"],
+         "MLFLOW_TRACKING_USERNAME"),
+        ({"/api/2.0/mlflow-artifacts/artifacts/*": (500, "read-only")}, ["MLflow artifacts"],
+         "--artifacts-destination"),
+        ({"/api/2.0/mlflow/experiments/get": (
+            200, {"experiment": {"artifact_location": "file:///nowhere/at/all"}})},
+         ["MLflow artifacts"], "--artifacts-destination"),
+    ],
+    ids=["nothing", "version", "refused", "not writable", "not writable from here"],
+)  # fmt: skip
+def test_an_mlflow_server_that_lacks_something(monkeypatch, changes, line, said):
+    """Another version, no way in, nowhere to keep files: each its own line."""
+    found = mlflow(monkeypatch, changes)
+    assert failing(found) == line
+    assert said in remedies(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, []),
+        ({"ray_address": "10.0.0.1:6379"}, ["MLflow"]),
+        ({"ray_address": "127.0.0.1:6379"}, []),
+        ({"ray_address": "ray://head:10001"}, ["MLflow"]),
+    ],
+)
+def test_sqlite_that_several_machines_share(tmp_path, monkeypatch, changes, line):
+    """A file's database beside a cluster elsewhere is a finding; alone it is not."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    settings = Settings(store=str(tmp_path), **changes)
+    assert failing(tracking_server.look_at_mlflow(settings)) == line
+
+
+# Ray.
+
+
+@pytest.mark.parametrize(
+    ("about", "line"),
+    [
+        ({}, []),
+        ({"rayVersion": "1.2.3"}, ["Ray version"]),
+        ({"pythonVersion": "3.8.1"}, ["Ray's Python"]),
+    ],
+)
+def test_a_cluster_of_other_versions(about, line):
+    """Ray and Python have to be the same on all nodes."""
+    same = {"rayVersion": version("ray"), "pythonVersion": platform.python_version()}
+    assert failing(clusters.versions(same | about)) == line
+
+
+def test_a_cluster_with_too_few_cores():
+    """Fewer than the ranks of a stage take."""
+    config = recipe("tiny")
+    assert failing([clusters.room(2, config)]) == []
+    assert failing([clusters.room(1, config)]) == ["Ray cores"]
+
+
+@pytest.mark.parametrize("answers", [None, {"/api/version": (401, "no token")}, {"/x": (200, "")}])
+def test_a_cluster_that_cannot_be_asked(answers):
+    """None there, one that refuses the token, one without a dashboard: one line, with all three."""
+    with answering(answers or {}) as url:
+        address = url if answers is not None else "http://127.0.0.1:9"
+        found = list(clusters.look_at_ray(Settings(ray_address=address), recipe("tiny")))
+    assert failing(found) == ["Ray"]
+    assert "RAY_AUTH_TOKEN" in remedies(found)
+    assert "--include-dashboard" in remedies(found)
+
+
+def test_a_look_that_breaks_off_is_a_finding():
+    """What was seen before it is kept, and the doctor goes on."""
+
+    def look():
+        yield from machine.look_at_device(Settings())
+        raise RuntimeError("first line\nsecond")
+
+    found = list(guarded("device", look))
+    assert failing(found) == ["device"]
+    assert found[-1].found == "first line"
