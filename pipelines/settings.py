@@ -56,6 +56,14 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds that a training which is told to stop may take for its checkpoint.",
     )
+    landing: str | None = Field(
+        default=None,
+        description="Where new data arrive: a folder or s3://bucket/prefix; only ever read.",
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="The data set that grows from there; by default `landed` in the store.",
+    )
     traceback: bool = Field(
         default=False, description="Show where an error came from, not its text alone."
     )
@@ -64,6 +72,11 @@ class Settings(BaseSettings):
         validation_alias="PREFECT_API_URL",
         description="Prefect's own variable: the server that flows report to.",
     )
+
+    @property
+    def grown(self) -> str:
+        """Place of the data set that grows from the landing place."""
+        return self.dataset or f"{self.store.rstrip('/')}/landed"
 
     @property
     def local(self) -> Path:
