@@ -7,7 +7,13 @@ from typing import Annotated, cast
 
 import typer
 
-from pipelines import data_commands, lineage_command, registry_commands, training_commands
+from pipelines import (
+    data_commands,
+    ingest_commands,
+    lineage_command,
+    registry_commands,
+    training_commands,
+)
 from pipelines.play_command import play
 from pipelines.terminal import (
     JsonOption,
@@ -28,6 +34,8 @@ app = typer.Typer(
 )
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(ingest_commands.ingest)
+app.command()(ingest_commands.retrain)
 app.command()(training_commands.ledger)
 app.command()(registry_commands.rollback)
 app.command()(lineage_command.lineage)

@@ -175,17 +175,17 @@ def _one_at_a_time(dataset: str, settings: Settings) -> Iterator[None]:
 
 
 def _lock_name(what: str, dataset: str) -> str:
-    return f"{what}-{hashlib.sha256(_plain(dataset).encode()).hexdigest()[:32]}"
+    return f"{what}-{hashlib.sha256(plain(dataset).encode()).hexdigest()[:32]}"
 
 
-def _plain(uri: str) -> str:
+def plain(uri: str) -> str:
     """The same for all ways to write a place."""
     return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
 
 
 def _refuse_nested(landing: str, dataset: str) -> None:
     """A data set inside its landing place would be read into itself."""
-    outer, inner = (f"{_plain(uri)}/" for uri in (landing, dataset))
+    outer, inner = (f"{plain(uri)}/" for uri in (landing, dataset))
     if inner.startswith(outer) or outer.startswith(inner):
         raise LandingError(
             f"the landing place {landing} and the data set {dataset} lie one inside the other: the "
