@@ -13,28 +13,24 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed
 from pydantic import Field
 
-from pipelines import evaluating, newcomers, retraining, work
+from pipelines import retraining, work
 from pipelines.cluster import stop_ray
 from pipelines.data_report import markdown, report_job
-from pipelines.evaluating import Champion, Model
+from pipelines.flows.going_on import train_and_decide
 from pipelines.flows.pipeline import (
     RecipeName,
     chain,
-    describe,
     show_dead_letters,
     show_result,
 )
-from pipelines.flows.stages import Progress, Tracked, do, terminal
+from pipelines.flows.stages import Progress, do, terminal
 from pipelines.ingesting import ingest, only_one, plain
 from pipelines.orphans import ended_with_this_process
-from pipelines.preparing import first_letters, letter_rows, place
+from pipelines.preparing import letter_rows, place
 from pipelines.reasons import TrainingError
 from pipelines.registry import RegistryError
-from pipelines.release import Origin, release
-from pipelines.report import ReportParts
 from pipelines.run import Done, Run, RunSpec, parse_overrides
-from pipelines.stage import Stage
-from pipelines.tracking import Tracker, never_raising
+from pipelines.tracking import never_raising
 from sdn.config import to_dict
 from sdn.data.dataset import DataSet
 from sdn.data.dead_letters import TooManyDeadLetters
@@ -284,72 +280,6 @@ def retrain_from(
     return told(name, said, found, model=registered, parent=parent.version, stages=keys)
 
 
-def train_and_decide(
-    run: Run, parent: Parent, manifest: Manifest
-) -> tuple[dict[str, Done], dict[str, Any]]:
-    """The stages of a retraining, and what was registered."""
-    tracker = Tracker(run.settings, run.config.name)
-    data = do(run, retraining.data_job(run.config, manifest))
-    key = Stage(
-        name="retrain",
-        config=to_dict(run.config),
-        inputs={"data": manifest.digest, "start": parent.start.key},
-    ).key
-    tracked = Tracked(tracker, f"{run.config.name} from version {parent.version}", key)
-    with tracked.failing():
-        describe(run, tracked, data)
-        tracked.finished(data, run.store.files(data.folder))
-        inputs = {"data": data, "teacher": parent.taught, "captions": parent.encoder}
-        two = do(run, work.distil(run, "stage_two", inputs | {"start": parent.start}), tracked)
-        # What figures are comparable on: the test split that the champion was evaluated on.
-        fixed = inputs | {"data": parent.fixed}
-        fixed["reference"] = do(
-            run, evaluating.reference(run, parent.fixed, parent.taught), tracked
-        )
-        fixed["judge"] = do(run, evaluating.judge(run, parent.fixed, fixed["reference"]), tracked)
-        model = Model(digest=two.key, folder=run.store.fetch(two.folder))
-        scored = do(run, evaluating.evaluate(run, fixed, {"stage two": model}), tracked)
-        stages = {"prepare": data, "teacher": parent.taught, "captions": parent.encoder}
-        stages |= {"reference": fixed["reference"], "judge": fixed["judge"]}
-        stages |= {"stage_two": two, "evaluate": scored}
-
-        def compare(champion: Champion) -> Done:
-            return compare_both(run, tracked, parent, stages, fixed, model, champion)
-
-        origin = Origin(
-            version=parent.version,
-            start=parent.start,
-            versions=frozenset(one.digest for one in _versions(run)),
-        )
-        registered = release(run, tracked, stages, compare, origin)
-    return stages, registered
-
-
-def compare_both(
-    run: Run,
-    tracked: Tracked,
-    parent: Parent,
-    stages: dict[str, Done],
-    fixed: dict[str, Done],
-    model: Model,
-    champion: Champion,
-) -> Done:
-    """The comparison on the fixed test split, in which the one on the new data has a say."""
-    beside = None
-    inputs = fixed | {"data": stages["prepare"]}
-    job = newcomers.compare_on_new(run, inputs, parent.data, model, champion)
-    if job is not None:
-        stages["evaluate_new"] = do(run, job, tracked)
-        beside = newcomers.with_a_say(stages["evaluate_new"], run.config.promotion.level)
-    parts = ReportParts(
-        curves={"stage two": model.folder},
-        stages=stages,
-        letters=first_letters(run, stages["prepare"]),
-    )
-    job = evaluating.compare(run, fixed, stages["evaluate"], model.folder, champion, parts, beside)
-    return do(run, job, tracked)
-
-
 def show_wanted(run: Run, wanted: Wanted) -> None:
     """What was asked for and the resolved config, the first artifact of a run."""
     parts = {"retrain": dataclasses.asdict(wanted), "recipe": to_dict(run.config)}
@@ -370,11 +300,6 @@ def told(
     with never_raising("Prefect's artifact of the outcome"):
         create_markdown_artifact(f"# {name}\n\n{message}", key="outcome")
     return Completed(name=name, message=message, data=data)
-
-
-def _versions(run: Run) -> list[Manifest]:
-    assert run.config.data.path is not None
-    return read_versions(place(run.config.data.path, run.settings))
 
 
 def _since(parent: Parent | None) -> str:

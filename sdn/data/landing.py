@@ -29,6 +29,7 @@ from sdn.data.files import FileInfo, Files, LocalFolder
 from sdn.data.landed import LandedFiles
 from sdn.data.sources.folder import IMAGES
 from sdn.data.sources.folder_metadata import BadRow, Row, is_table, rows
+from sdn.data.sources.parquet import first_absent_image
 from sdn.data.wholeness import cut_off
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def arrived(files: Files, config: DataConfig, taken: Marks, look: Look) -> Arriv
         new = len(seen.images)
     else:
         endings = _CARRIERS[config.source]
+        if config.source == "parquet":
+            _leave_without_images(files, config, seen, look)
         new = sum(name.lower().endswith(endings) for name in seen.new)
     infos = tuple(seen.new[name] for name in sorted(seen.new))
     return Arrival(
@@ -248,6 +251,19 @@ def _leave_cut_off(files: Files, seen: _Seen, look: Look) -> None:
             reason = "was taken away while it was looked at"
         if reason is not None:
             seen.leave(name, reason)
+
+
+def _leave_without_images(files: Files, config: DataConfig, seen: _Seen, look: Look) -> None:
+    """Leave tables that name files which are not there yet."""
+    now, is_local = look.clock(), isinstance(files, LocalFolder)
+    for name, info in list(seen.new.items()):
+        if not name.lower().endswith(_CARRIERS["parquet"]) or (
+            is_local and _age_s(info, now) >= look.patience_s
+        ):
+            continue
+        absent = first_absent_image(config, files, name)
+        if absent is not None:
+            seen.leave(name, f"names images that are not there yet, such as {absent}")
 
 
 def _pair(files: Files, config: DataConfig, seen: _Seen, look: Look) -> None:

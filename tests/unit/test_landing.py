@@ -174,6 +174,28 @@ def test_files_of_many_samples_are_taken_when_they_are_whole(place, source, name
     assert record.image == picture(1)
 
 
+def test_a_table_of_paths_waits_for_its_images(place):
+    """A parquet table that names files is taken when all of them are there."""
+    config = dataclasses.replace(FOLDER, source="parquet")
+    place.put("deep/a.parquet", table(("one.png", "one"), ("two.png", "two")))
+    place.put("deep/one.png", picture(1))
+    found = place.look(config)
+    assert found.new == 0
+    assert "such as two.png" in reasons(found)["deep/a.parquet"]
+    place.put("deep/two.png", picture(2))
+    found = place.look(config)
+    assert found.new == 1
+    assert len(list(read_source(config, found.files))) == 2
+    nested = pa.table({"image": [{"bytes": None, "path": "absent.png"}], "text": ["three"]})
+    out = io.BytesIO()
+    parquet.write_table(nested.cast(pa.schema([
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("text", pa.string()),
+    ])), out)  # fmt: skip
+    place.put("b.parquet", out.getvalue())
+    assert "absent.png" in reasons(place.look(config))["b.parquet"]
+
+
 def test_lines_of_a_table_are_read_when_their_image_is_there(place):
     """A table that names all images of all times costs nothing but what is new in it."""
     place.put("one.png", picture(1))
