@@ -76,7 +76,7 @@ class Marks:
 
     def __contains__(self, info: FileInfo) -> bool:
         """Whether this file was taken, and has not changed since."""
-        mark = np.bytes_(_mark(info))
+        mark = np.array(_mark(info), "S16")[()]  # numpy drops zeros at the end of both
         place = int(np.searchsorted(self._marks, mark))
         return place < len(self._marks) and bool(self._marks[place] == mark)
 
