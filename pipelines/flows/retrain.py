@@ -139,8 +139,13 @@ def retrain(
 def retrain_alone(run: Run, wanted: Wanted) -> State[dict[str, Any]]:
     """The steps in their order, in the one run that there is."""
     parent: Parent | None = None
+    first: Ingested | None = None
     for _ in range(_LOOKS):
         found = look(run, wanted)
+        came = found.fresh
+        if first is not None:
+            found = dataclasses.replace(found, before=first.before, new=first.new + found.new)
+        first = found
         if found.manifest is None:
             return told(
                 "NothingNew", f"nothing has arrived at {found.landing}{_waits(found)}", found
@@ -152,7 +157,7 @@ def retrain_alone(run: Run, wanted: Wanted) -> State[dict[str, Any]]:
             said = f"{new:,} of {wanted.min_new:,} new training samples since {_since(parent)}"
             arrived = "" if found.fresh else f"nothing new at {found.landing}; "
             return told(name, f"{arrived}{said}: no retraining yet{_waits(found)}", found)
-        if not found.fresh or not wanted.quiet_s or manifest != versions[0]:
+        if not came or not wanted.quiet_s or manifest != versions[0]:
             break
         time.sleep(wanted.quiet_s)
     assert manifest is not None
