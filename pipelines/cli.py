@@ -9,6 +9,7 @@ import typer
 
 from pipelines import (
     data_commands,
+    ingest_commands,
     lineage_command,
     registry_commands,
     stack_commands,
@@ -37,6 +38,8 @@ app = typer.Typer(
 )
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(ingest_commands.ingest)
+app.command()(ingest_commands.retrain)
 app.command()(training_commands.ledger)
 app.command()(registry_commands.rollback)
 app.command()(lineage_command.lineage)

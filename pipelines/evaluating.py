@@ -77,7 +77,7 @@ def reference(run: Run, data: Done, taught: Done) -> Job:
         return write_reference(
             folder,
             data_set(run, data),
-            _network(run, taught),
+            network_of(run, taught),
             config,
             lambda share, text: run.progress("reference", share, text),
         )
@@ -132,7 +132,7 @@ def _evaluate(
     torch.set_num_threads(cores(run.settings))
     config, dataset = run.config, data_set(run, inputs["data"])
     draws = plan_draws(dataset, config.evaluation)
-    network = _network(run, inputs["teacher"])
+    network = network_of(run, inputs["teacher"])
     places = {role: run.store.fetch(inputs[role].folder) for role in ("reference", "judge")}
     evaluator = open_evaluator(config.evaluation, dataset, draws, network, places, folder)
     opened = {name: open_synthesizer(model.folder) for name, model in models.items()}
@@ -210,7 +210,8 @@ def _teacher_input(config: EvaluationConfig, taught: Done) -> dict[str, str]:
     return {"teacher": taught.result["sha256"]} if config.features == "teacher" else {}
 
 
-def _network(run: Run, taught: Done) -> FeatureNetwork:
+def network_of(run: Run, taught: Done) -> FeatureNetwork:
+    """The feature network of a run's evaluation."""
     torch.set_num_threads(cores(run.settings))
     return open_network(run.config.evaluation, run.store.fetch(taught.folder))
 
@@ -342,6 +343,7 @@ def compare(
     challenger: Path,
     champion: Champion,
     parts: ReportParts,
+    beside: Beside | None = None,
 ) -> Job:
     """The evaluated model against the champion, on the same captions and seeds, and the report.
 
@@ -352,17 +354,23 @@ def compare(
         challenger: folder of its model.
         champion: what to compare with.
         parts: what the report shows beside the scores.
+        beside: what else has a say.
     """
+    inputs_of_stage = {"evaluate": scored.key, "champion": f"{champion.title} {champion.digest}"}
+    if beside is not None:
+        inputs_of_stage["beside"] = beside.key
     stage = Stage(
         name="compare",
         config={"promotion": to_dict(run.config.promotion)},
-        inputs={"evaluate": scored.key, "champion": f"{champion.title} {champion.digest}"},
+        inputs=inputs_of_stage,
     )
 
     def work(folder: Path) -> dict[str, Any]:
         from pipelines.report import write_report
 
         result = _compare(run, folder, inputs, scored, challenger, champion)
+        if beside is not None:
+            result["decision"] = beside.decide(result["decision"])
         write_report(run, folder, scored, result, parts)
         return result
 
@@ -379,6 +387,16 @@ class Champion:
     """Fetches its model; None for untrained weights. Not called where the comparison is done."""
     note: str = ""
     """What a reader of the decision has to know of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What has a say in a decision beside the comparison on the test split."""
+
+    key: str
+    """Of the stage that found it."""
+    decide: Callable[[dict[str, Any]], dict[str, Any]]
+    """A decision as JSON values -> the decision."""
 
 
 def no_champion() -> Champion:
@@ -410,7 +428,7 @@ def _compare(
     else:
         dataset = data_set(run, inputs["data"])
         draws = plan_draws(dataset, config.evaluation)
-        network = _network(run, inputs["teacher"])
+        network = network_of(run, inputs["teacher"])
         evaluator = open_evaluator(config.evaluation, dataset, draws, network, places, folder)
         model = open_synthesizer(champion.folder())
         drawn = evaluator.score(

@@ -20,6 +20,7 @@ SHOWN = 20
 """Shards that are named; the others are counted."""
 _DRAWN_BY = ("model", "version", "uri", "caption", "seed", "sha256")
 _START = "start"
+"""Role of the model that a stage two starts from: a stage one, or what a champion was."""
 _TRAINED = ("stage_two", "stage_one")
 """Stages whose folder is a model; the first that a version names is its own."""
 
@@ -254,7 +255,8 @@ def _follow_mark(mark: dict[str, Any], settings: Settings, store: Store, found: 
     found.data = {"manifest": inputs.pop("data", None)}
     stages = {str(mark["stage"]): str(mark["key"])}
     for role, key in inputs.items():
-        stages["stage_one" if role == _START else role] = key
+        first = role == _START and store.done(_folder("stage_one", key)) is not None
+        stages["stage_one" if first else role] = key
     prepared = _prepared(settings, store, found.data["manifest"])
     if prepared is not None:
         stages["prepare"] = prepared
@@ -278,7 +280,7 @@ def _follow_stages(keys: dict[str, str], store: Store, found: Lineage) -> None:
     order = sorted(keys, key=lambda name: (name not in _TRAINED, name != _TRAINED[0]))
     for name in order:
         key = keys[name]
-        folder = f"stages/{name}-{key[:16]}"
+        folder = _folder(name, key)
         mark = store.done(folder)
         if mark is None:
             found.unreached.append(f"{name}: the store {store.uri} has no {folder}")
@@ -291,6 +293,11 @@ def _follow_stages(keys: dict[str, str], store: Store, found: Lineage) -> None:
         if name == "prepare" and mark is not None:
             _compare_manifest(mark["result"]["manifest"], folder, found)
             found.data["place"] = mark["result"]["place"] or store.files(folder).uri
+
+
+def _folder(name: str, key: str) -> str:
+    """Where a stage lies; what a retraining starts from is the stage two of another model."""
+    return f"stages/{_TRAINED[0] if name == _START else name}-{key[:16]}"
 
 
 def _compare_manifest(came: str, folder: str, found: Lineage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from contextlib import contextmanager
 from itertools import islice
@@ -51,14 +52,26 @@ def prepare(
     report: Callable[[str, int, int | None], None],
     *,
     append: bool = False,
+    source: Files | None = None,
+    spared: int = 0,
 ) -> Manifest | None:
     """Prepare a source into `files`, or append to it what is new; see `sdn.data.shards`.
+
+    Args:
+        config: names the source.
+        files: the data set.
+        settings: where Ray and S3 are.
+        report: progress.
+        append: go on from the version that is there.
+        source: where the source lies, in place of `config.path`.
+        spared: see `sdn.data.shards.Writing`.
 
     Returns:
         The new version; None where an append found nothing new.
     """
-    source = _source(config, settings)
+    source = source or _source(config, settings)
     writing = _writing(config, fingerprint(config, source), settings, report)
+    writing = dataclasses.replace(writing, spared=spared)
     write = append_dataset if append else write_dataset
     with _alone(files, settings):
         return write(partitions(config, source), files, writing)
@@ -137,9 +150,14 @@ def prepare_into_store(
             made = prepare(config, files, run.settings, report)
             assert made is not None
             manifest = made
+    return about_version(manifest, config.path if config.source == PREPARED else None)
+
+
+def about_version(manifest: Manifest, place: str | None) -> dict[str, Any]:
+    """What the stage of preparation says of a version; see `prepare_into_store`."""
     return {
         "manifest": manifest.digest,
-        "place": config.path if config.source == PREPARED else None,
+        "place": place,
         "samples": manifest.counts,
         "exclusions": manifest.exclusions,
         "duplicates": manifest.duplicates,

@@ -244,6 +244,23 @@ def find_version(settings: Settings, uri: str) -> Any:
         ) from error
 
 
+def champion_of(settings: Settings, name: str) -> Any | None:
+    """MLflow's version that is the champion of a registered model; None where there is none.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    try:
+        return client(settings).get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise RegistryError(
+            f"MLflow at {tracking_uri(settings)} cannot be asked who the champion of {name} is "
+            f"({error}): see `sdn doctor`"
+        ) from error
+
+
 def versions_of(settings: Settings, condition: str) -> list[Any]:
     """MLflow's versions that meet a condition, the newest first.
 

@@ -41,10 +41,29 @@ if TYPE_CHECKING:
 
 COMPARED, DECISION = "sdn.compared", "sdn.decision"
 """Tags of a version: whom it was compared with, and what was decided, with numbers."""
+PARENT = "sdn.parent"
+"""Tag of a version: the version whose weights its training began with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the weights of a retrained model come from."""
+
+    version: str
+    """Registered version whose weights the training began with."""
+    start: Done
+    """Its stage two."""
+    versions: frozenset[str]
+    """Digests of the versions of the data set: a sample has one split in all of them, so that no
+    model that was trained on one of them has seen a test image of another."""
 
 
 def release(
-    run: Run, tracked: Tracked, stages: dict[str, Done], compare: Callable[[Champion], Done]
+    run: Run,
+    tracked: Tracked,
+    stages: dict[str, Done],
+    compare: Callable[[Champion], Done],
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Register stage two's model, once, and decide, once, whether it becomes the champion.
 
@@ -53,6 +72,7 @@ def release(
         tracked: its MLflow runs.
         stages: finished so far, by name; `compare` is added.
         compare: does the stage that compares the model with a champion.
+        origin: of a retrained model.
 
     Returns:
         `name`, `version`, `uri`, `champion`, `reason`, `decision`, `run` (experiment, id).
@@ -73,10 +93,11 @@ def release(
             run.store.fetch(two.folder),
             name=name,
             caption=example_caption(run.config, scored),
-            card=model_card(run, stages),
+            card=model_card(run, stages, origin),
             tags={f"sdn.key.{n}": done.key for n, done in stages.items()}
             | {"sdn.manifest": stages["prepare"].result["manifest"]}
-            | _score_tags(scored),
+            | _score_tags(scored)
+            | _origin_tags(origin),
             key=stage.key,
             samples=run.store.fetch(scored.folder) / SAMPLES,
             packages=(
@@ -85,7 +106,7 @@ def release(
                 else ()
             ),
         )
-        found |= _decide(run, tracked, stages, found, compare)
+        found |= _decide(run, tracked, stages, found, compare, origin)
         found["run"] = (tracker.experiment, parent)
     except (RegistryError, *TRACKING_ERRORS) as error:
         raise RegistryError(
@@ -103,6 +124,7 @@ def _decide(
     stages: dict[str, Done],
     version: dict[str, Any],
     compare: Callable[[Champion], Done],
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """`champion`, `reason`, `decision` of a version; what was decided is not decided again."""
     client, name, number = tracked.tracker.client, version["name"], version["version"]
@@ -123,7 +145,7 @@ def _decide(
 
     def better_than(champion: str | None) -> tuple[bool, str]:
         nonlocal opponent
-        opponent = _opponent(client, name, champion, stages)
+        opponent = _opponent(client, name, champion, stages, origin)
         try:
             stages["compare"] = compare(_champion(run, name, opponent))
         except FileNotFoundError as error:  # of an earlier format
@@ -135,7 +157,7 @@ def _decide(
     outcome = succession.succeed(number, better_than)
     reason = outcome.reason
     if "compare" not in stages:  # decided before something died, or rolled back from
-        opponent = _opponent(client, name, _other(outcome, number), stages)
+        opponent = _opponent(client, name, _other(outcome, number), stages, origin)
         stages["compare"] = compare(_champion(run, name, opponent))
         if outcome.champion and outcome.term is not None:
             reason = outcome.term.why
@@ -148,7 +170,11 @@ def _decide(
 
 
 def _opponent(
-    client: Any, name: str, version: str | None, stages: dict[str, Done]
+    client: Any,
+    name: str,
+    version: str | None,
+    stages: dict[str, Done],
+    origin: Origin | None = None,
 ) -> dict[str, str]:
     """What is to be known of a version to compare with; empty for none."""
     held = None if version is None else Succession(client, name).version(version)
@@ -157,7 +183,8 @@ def _opponent(
     tags = held.tags
     found = {"version": version, "sha256": tags.get(SHA256, ""), "note": ""}
     manifest = stages["prepare"].result["manifest"]
-    if tags.get(MANIFEST, manifest) != manifest:
+    known = {manifest} | (origin.versions if origin is not None else set())
+    if tags.get(MANIFEST, manifest) not in known:
         found["note"] = (
             f"version {version} was trained on another version of the data, of whose training "
             "images some may be test images here"
@@ -207,6 +234,12 @@ def _score_tags(scored: Done) -> dict[str, str]:
     }
 
 
+def _origin_tags(origin: Origin | None) -> dict[str, str]:
+    if origin is None:
+        return {}
+    return {PARENT: origin.version, "sdn.key.start": origin.start.key}
+
+
 def _track(run: Run, tracked: Tracked, stages: dict[str, Done]) -> None:
     """What a person looks for in the parent run: figures, pictures, report, where it came from."""
     scored, compared = stages["evaluate"], stages["compare"]
@@ -244,7 +277,7 @@ def example_caption(config: RunConfig, scored: Done) -> str:
     return str(scored.result["example"])
 
 
-def model_card(run: Run, stages: dict[str, Done]) -> str:
+def model_card(run: Run, stages: dict[str, Done], origin: Origin | None = None) -> str:
     """The version's description: what it is, on what data, how good, under which licence."""
     data, scored = stages["prepare"].result, stages["evaluate"].result
     rows = all_rows(scored, None)
@@ -257,6 +290,7 @@ def model_card(run: Run, stages: dict[str, Done]) -> str:
         "",
         f"Data: `{run.config.data.source}`, {data['samples']} images, manifest "
         f"`{data['manifest']}`.",
+        *([f"Trained on from the weights of version {origin.version}."] if origin else []),
         f"Licence of the training images: {data['attribution'] or 'not stated by their source'}",
         "",
         "| | " + " | ".join(columns) + " |",

@@ -13,8 +13,16 @@ from pipelines.evaluating import Champion, Model, no_champion
 from pipelines.generation import find_model
 from pipelines.points import read_points
 from pipelines.preparing import first_letters
-from pipelines.registry import CHAMPION, DamagedModelError, RegistryError, model_folder
+from pipelines.registry import (
+    CHAMPION,
+    DamagedModelError,
+    RegistryError,
+    find_version,
+    model_folder,
+)
+from pipelines.release import PARENT
 from pipelines.report import REPORT, SHEET, ReportParts, all_rows, how_measured, withheld
+from pipelines.retraining import stages_of
 from pipelines.run import RunSpec, perform
 from pipelines.store import StoreError
 from sdn.config import RunConfig, from_dict, with_overrides
@@ -58,10 +66,8 @@ def score_model(
     config = with_overrides(from_dict(RunConfig, saved), overrides)
     run = RunSpec(config.name, store=store).open(progress)
     run = dataclasses.replace(run, config=config)
-    data = _already(run, work.prepare(run))
-    taught = _already(run, work.teacher(run, data))
-    encoder = _already(run, work.captions(run, data, taught))
-    inputs = {"data": data, "teacher": taught, "captions": encoder}
+    inputs = _inputs(run, found)
+    data, taught, encoder = (inputs[role] for role in ("data", "teacher", "captions"))
     inputs["reference"] = perform(run, evaluating.reference(run, data, taught))
     inputs["judge"] = perform(run, evaluating.judge(run, data, inputs["reference"]))
     models = {found.title: Model(digest=found.sha256, folder=found.folder)}
@@ -87,6 +93,20 @@ def score_model(
         "contact_sheet": str(run.store.fetch(scored.folder) / SHEET),
         "report": str(report),
     }
+
+
+def _inputs(run: Run, found: FoundModel) -> dict[str, Done]:
+    """Data, teacher and caption encoder of a model; a retrained one has those of its ancestors."""
+    if found.version:
+        title, uri = found.title, f"models:/{found.name}/{found.version}"
+        tags = dict(find_version(run.settings, uri).tags)
+        if PARENT in tags:
+            made = stages_of(run.store, title, tags)
+            return {"data": made["fixed"], "teacher": made["teacher"], "captions": made["captions"]}
+    data = _already(run, work.prepare(run))
+    taught = _already(run, work.teacher(run, data))
+    encoder = _already(run, work.captions(run, data, taught))
+    return {"data": data, "teacher": taught, "captions": encoder}
 
 
 def _champion(run: Run, found: FoundModel) -> Champion:

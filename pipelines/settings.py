@@ -107,6 +107,14 @@ class Settings(BaseSettings):
         default=None,
         description="Address to which the same is sent as JSON, as to a Slack webhook.",
     )
+    landing: str | None = Field(
+        default=None,
+        description="Where new data arrive: a folder or s3://bucket/prefix; only ever read.",
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="The data set that grows from there; by default `landed` in the store.",
+    )
     traceback: bool = Field(
         default=False, description="Show where an error came from, not its text alone."
     )
@@ -125,6 +133,11 @@ class Settings(BaseSettings):
         validation_alias="AWS_SECRET_ACCESS_KEY",
         description="Amazon's own variable: the secret of that key.",
     )
+
+    @property
+    def grown(self) -> str:
+        """Place of the data set that grows from the landing place."""
+        return self.dataset or f"{self.store.rstrip('/')}/landed"
 
     @property
     def local(self) -> Path:

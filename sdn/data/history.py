@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sdn.data.index import rows_from_parquet
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sdn.data.dataset import DataSet
+    from sdn.data.manifest import Manifest
 
 _SHOWN = 20
 _KINDS = {
@@ -93,3 +94,16 @@ def _sorted_out(db: sqlite3.Connection, query: str) -> tuple[dict[str, int], lis
         if len(keys) < _SHOWN:
             keys.append(key)
     return counts, keys
+
+
+def came_since(old: Manifest, new: Manifest) -> Manifest | None:
+    """What a later version has beyond an earlier one, as a manifest that is never written.
+
+    Returns:
+        None where `new` is no later version of the data set that `old` is a version of.
+    """
+    count = len(old.segments)
+    same = [segment.digest for segment in old.segments]
+    if [segment.digest for segment in new.segments[:count]] != same or new.number < old.number:
+        return None
+    return replace(new, segments=new.segments[count:])

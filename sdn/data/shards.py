@@ -75,6 +75,9 @@ class Writing:
     None begins anew."""
     budget: bool = True
     """Whether more dead letters than `config.failure_budget` are an error."""
+    spared: int = 0
+    """So many dead letters are no error whatever share of the records they are: where few records
+    come at a time, a single one is a large share."""
     run: Runner = run_here
     report: Callable[[str, int, int | None], None] = _unheard
     """Called with ("read" | "written", how many records or shards, of how many if known)."""
@@ -153,7 +156,7 @@ def _write(
     parts = _make_parts(partitions, files, writing)
     number = parent.number + 1 if parent else 1
     if writing.budget:
-        _check_budget(files, parts, config, number)
+        _check_budget(files, parts, config, number, writing.spared)
     catalog = Catalog()
     try:
         duplicates = _fill(catalog, files, parts, config, parent)
@@ -293,14 +296,16 @@ def _unchanged(letters: list[KeptLetter], files: Files, parent: Manifest) -> boo
     return letters == list(read_list(files, parent.dead_letter_file))
 
 
-def _check_budget(files: Files, parts: list[Part], config: DataConfig, number: int) -> None:
+def _check_budget(
+    files: Files, parts: list[Part], config: DataConfig, number: int, spared: int
+) -> None:
     """Refuse a source that gave nothing or failed too often."""
     dead = sum(part.dead_letters for part in parts)
     total = dead + sum(part.samples for part in parts)
     if total == 0 and number == 1:
         excluded = sum(sum(part.exclusions.values()) for part in parts)
         raise ValueError(f"the source {config.source!r} gave no record ({excluded} exclusions)")
-    if dead <= config.failure_budget * total:
+    if dead <= max(spared, config.failure_budget * total):
         return
     letters = (letter for part in parts for letter in letters_of(files, part))
     listed = write_list(files, number, letters)

@@ -182,3 +182,54 @@ def _damaged(where: str, key: str, error: Exception) -> DeadLetter:
     text = " ".join(str(error).split())[:300]
     reason = f"not to be read as parquet ({type(error).__name__}: {text}); get the file again"
     return DeadLetter(key=key, where=where, reason=reason)
+
+
+def first_absent_image(config: DataConfig, files: Files, name: str) -> str | None:
+    """The first file that a table names as an image and that is not there; None for none.
+
+    A table with the images' bytes in it names none. What cannot be read is left to its reader.
+    """
+    with files.open(name) as raw:
+        file = WatchedFile(raw)
+        try:
+            table = opened(file)
+            column = columns_of(table.schema_arrow, config).image
+            if not _names_files(table, column):
+                return None
+            batches = table.iter_batches(batch_size=1024, columns=[column], use_threads=False)
+            for value in (value for batch in batches for value in batch.column(0).to_pylist()):
+                path = value.get("path") if isinstance(value, dict) else value
+                if isinstance(path, str) and not _is_there(files, name, path):
+                    return path
+        # As in _RowGroup.items.
+        except Exception as error:
+            if file.error is not None:
+                raise file.error from error
+    return None
+
+
+def _names_files(table: Any, column: str) -> bool:
+    """Whether a column holds paths alone: texts, or structures whose bytes are all null."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    kind = table.schema_arrow.field(column).type
+    if not pa.types.is_struct(kind):
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    about = table.metadata
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    for group in groups:
+        for leaf in (group.column(number) for number in range(group.num_columns)):
+            if leaf.path_in_schema == f"{column}.bytes":
+                found = leaf.statistics
+                if found is None or found.null_count != group.num_rows:
+                    return False
+    return True
+
+
+def _is_there(files: Files, table: str, name: str) -> bool:
+    try:
+        path = path_inside(name)
+    except ValueError:
+        return True  # a fault of the table, which is told when it is read
+    beside = (PurePosixPath(table).parent / path).as_posix()
+    return any(files.exists(one) for one in dict.fromkeys((beside, path)))
