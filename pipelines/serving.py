@@ -221,7 +221,13 @@ def prefect_program(settings: Settings, *, host: str, port: int, uri: str | None
         ExposedError, ValueError: see `login`.
     """
     found = login("Prefect", host, settings)
-    env = _ASK_NOBODY | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    env = _ASK_NOBODY | {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # In memory they would be lost with the process, and runs that hold a slot be ended for it.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+            "prefect.server.concurrency.lease_storage.filesystem"
+        ),
+    }
     if uri is not None:
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = uri
     if found is not None:

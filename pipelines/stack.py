@@ -30,9 +30,14 @@ if TYPE_CHECKING:
 
 POOL, BUCKET = "sdn", "sdn"
 S3, MLFLOW, PREFECT, WORKER, RAY = "s3", "mlflow", "prefect", "worker", "ray"
+RECONCILER = "reconciler"
 _PREFIXES = ("PREFECT_", "MLFLOW_", "AWS_", "RAY_", "SDN_")
 """What a stack's processes take from nobody else."""
-_KEPT = ("SDN_AUTH", "SDN_CPUS", "SDN_GRACE_S", "SDN_STALL_S", "SDN_CACHE_GIB", "SDN_TRACEBACK")
+_KEPT = (
+    *("SDN_AUTH", "SDN_CPUS", "SDN_GRACE_S", "SDN_STALL_S", "SDN_CACHE_GIB", "SDN_TRACEBACK"),
+    *("SDN_LANDING", "SDN_DATASET", "SDN_NOTIFY_COMMAND", "SDN_NOTIFY_URL"),
+    *("SDN_RECONCILE_S", "SDN_SILENCE_S", "SDN_REVIVALS"),
+)
 _SOCKET_BYTES = 100  # what every system takes; Linux takes 107
 
 
@@ -74,7 +79,7 @@ class Plan:
     @property
     def parts(self) -> tuple[str, ...]:
         """In the order in which they need each other."""
-        return (S3, MLFLOW, PREFECT, WORKER, *((RAY,) if self.ray else ()))
+        return (S3, MLFLOW, PREFECT, WORKER, RECONCILER, *((RAY,) if self.ray else ()))
 
     @property
     def urls(self) -> dict[str, str]:
@@ -219,7 +224,7 @@ class Stack:
 
     def programs(self, plan: Plan, settings: Settings) -> list[Kept]:
         """What is kept running. They run in the stack's folder, so its own paths are relative."""
-        ports, sdn = plan.ports, (sys.executable, "-m", "pipelines.cli", "serve")
+        ports, sdn = plan.ports, (sys.executable, "-m", "pipelines.cli")
         arguments = {
             S3: ("--port", str(ports.s3), "--folder", "s3"),
             MLFLOW: (
@@ -239,7 +244,9 @@ class Stack:
         return [
             Kept(
                 name=part,
-                argv=(*sdn, part, *arguments[part]),
+                argv=(*sdn, "reconcile")
+                if part == RECONCILER
+                else (*sdn, "serve", part, *arguments[part]),
                 env=mark(self.folder, part),
                 start_s=3 if part == S3 else 20,
                 stop_s=patience.get(part, 15),

@@ -13,7 +13,7 @@ import psutil
 from pipelines.marks import Marked, marked
 from pipelines.ports import listens
 from pipelines.prefect_api import PrefectApi, PrefectApiError
-from pipelines.stack import MLFLOW, POOL, PREFECT, RAY, S3, WORKER
+from pipelines.stack import MLFLOW, POOL, PREFECT, RAY, RECONCILER, S3, WORKER
 
 if TYPE_CHECKING:
     from pipelines.keeping import KeptState
@@ -154,6 +154,8 @@ class Probe:
         """Why a part is not healthy; empty where it is."""
         if pid is None:
             return "no process"
+        if name == RECONCILER:
+            return ""  # it answers nobody; supervisor starts it again if it ends
         if name == WORKER:
             return self._worker_silent(pid)
         if name == RAY and not listens(self._plan.ports.ray):

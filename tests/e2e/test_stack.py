@@ -28,7 +28,7 @@ from pipelines.ports import free_ports, listens
 pytestmark = pytest.mark.timeout(1200)
 
 USER, PASSWORD = "anna", "planted-0123456789abcdef"
-PARTS = ("s3", "mlflow", "prefect", "worker")
+PARTS = ("s3", "mlflow", "prefect", "worker", "reconciler")
 
 
 @dataclass

@@ -122,7 +122,14 @@ def test_programs_are_the_commands_that_others_run(stack, monkeypatch):
     plan = Plan(ray=True)
     stack.prepare(plan, Settings())
     programs = stack.programs(plan, Settings())
-    assert [one.name for one in programs] == ["s3", "mlflow", "prefect", "worker", "ray"]
+    assert [one.name for one in programs] == [
+        "s3",
+        "mlflow",
+        "prefect",
+        "worker",
+        "reconciler",
+        "ray",
+    ]
     for one in programs:
         assert list(one.argv[1:5]) == ["-m", "pipelines.cli", "serve", one.name]
         assert one.env == {"SDN_PART_OF": str(stack.folder), "SDN_PART": one.name}
