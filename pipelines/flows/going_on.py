@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prefect.runtime import flow_run
+
 from pipelines import evaluating, newcomers, retraining, work
 from pipelines.evaluating import Champion, Model
-from pipelines.flows.pipeline import describe
+from pipelines.flows.notices import tell_of_decision
+from pipelines.flows.pipeline import describe, report_link
 from pipelines.flows.stages import Tracked, do
 from pipelines.preparing import first_letters, place
 from pipelines.release import Origin, release
@@ -28,7 +31,7 @@ def train_and_decide(
     run: Run, parent: Parent, manifest: Manifest
 ) -> tuple[dict[str, Done], dict[str, Any]]:
     """The stages of a retraining, and what was registered."""
-    tracker = Tracker(run.settings, run.config.name)
+    tracker = Tracker(run.settings, run.config.name, flow_run.get_id() or "")
     data = do(run, retraining.data_job(run.config, manifest))
     key = Stage(
         name="retrain",
@@ -62,6 +65,8 @@ def train_and_decide(
             versions=frozenset(one.digest for one in _versions(run)),
         )
         registered = release(run, tracked, stages, compare, origin)
+        report = report_link(run, stages["compare"], registered)
+        tell_of_decision(run, tracked, registered, stages["compare"], report)
     return stages, registered
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
@@ -17,12 +18,14 @@ from pipelines import retraining, work
 from pipelines.cluster import stop_ray
 from pipelines.data_report import markdown, report_job
 from pipelines.flows.going_on import train_and_decide
+from pipelines.flows.notices import HOOKS, tell_of_letters
 from pipelines.flows.pipeline import (
     RecipeName,
     chain,
     show_dead_letters,
     show_result,
 )
+from pipelines.flows.pulse import living
 from pipelines.flows.stages import Progress, do, terminal
 from pipelines.ingesting import ingest, only_one, plain
 from pipelines.orphans import ended_with_this_process
@@ -63,7 +66,7 @@ class Wanted:
     rate: float | None
 
 
-@flow(name="sdn-retrain", description=__doc__)
+@flow(name="sdn-retrain", description=__doc__, **HOOKS)
 def retrain(
     landing: str = "",
     dataset: str = "",
@@ -129,7 +132,7 @@ def retrain(
             )
         # The command line guards all it starts; in a worker's process only Ray is started here.
         guard = ended_with_this_process() if terminal.get() is None else nullcontext()
-        with guard:
+        with guard, living(run.settings):
             try:
                 return retrain_alone(run, wanted)
             finally:
@@ -191,6 +194,7 @@ def look(run: Run, wanted: Wanted) -> Ingested:
         )
     except TooManyDeadLetters as error:
         show_dead_letters(letter_rows(error.letters), len(error.letters))
+        tell_of_letters(run, error, flow_run.get_id())
         raise
     if found.fresh:
         show_arrived(run, found)
