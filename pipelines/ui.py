@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipelines.settings import Settings
 
-_PATIENCE_S = 120
+_PATIENCE_S = 300
 _STOP_S = 15
 
 
