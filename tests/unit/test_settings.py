@@ -10,6 +10,7 @@ from pipelines.settings import Settings
 NAMES = (
     *("STALL_S", "GRACE_S"),
     *("STORE", "CACHE", "CACHE_GIB", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS"),
+    *("RECONCILE_S", "SILENCE_S", "REVIVALS", "NOTIFY_COMMAND", "NOTIFY_URL"),
     "TRACEBACK",
 )
 
@@ -42,6 +43,11 @@ def test_every_variable_is_read(monkeypatch):
         "cpus": "3",
         "stall_s": "60.0",
         "grace_s": "5.0",
+        "reconcile_s": "4.0",
+        "silence_s": "300.0",
+        "revivals": "1",
+        "notify_command": "mail me",
+        "notify_url": "**********",  # never shown
         "traceback": "True",
     }
     own = set(Settings.model_fields) - {"prefect_api_url"}  # Prefect's own variable
