@@ -58,6 +58,9 @@ def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_p
     gone = time.monotonic() - began
     print(f"\ncancelled after {said:.1f} s, no process left after {gone:.1f} s")
     assert gone < 30
+    about = {"deployments": {"id": {"any_": [server.deployments["sdn-pipeline"]["id"]]}}}
+    (deployment,) = server.post("deployments/filter", about)
+    assert deployment["global_concurrency_limit"]["active_slots"] == 0
     ended = "goes on from the last checkpoint" if cluster is None else "is stopped"
     assert ended in server.log.read_text()
     if cluster is not None:

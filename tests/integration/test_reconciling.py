@@ -226,7 +226,7 @@ def test_a_flow_keeps_its_record_and_takes_it_back(client, tmp_path):
 
         with living(settings(tmp_path)):
             run = flow_run.get_id()
-            for _ in range(100):
+            for _ in range(1000):
                 labels = client.read_flow_run(run).labels
                 if PULSE in labels:
                     break
@@ -258,7 +258,7 @@ def test_a_run_set_to_an_end_from_outside_ends_its_process(client, tmp_path, mon
 
         with living(settings(tmp_path)):
             client.set_flow_run_state(flow_run.get_id(), Crashed(), force=True)
-            for _ in range(100):
+            for _ in range(1200):  # a minute, on busy cores
                 if ended:
                     break
                 time.sleep(0.05)

@@ -10,7 +10,8 @@ from pipelines.settings import Settings
 NAMES = (
     *("STALL_S", "GRACE_S"),
     *("STORE", "CACHE", "CACHE_GIB", "TRACKING_URI", "RAY_ADDRESS", "S3_ENDPOINT", "CPUS", "GPU"),
-    *("AUTH", "DATABASE", "STACK", "TRACEBACK"),
+    *("AUTH", "DATABASE", "STACK", "TRACEBACK", "LANDING", "DATASET"),
+    *("RECONCILE_S", "SILENCE_S", "REVIVALS", "NOTIFY_COMMAND", "NOTIFY_URL"),
 )
 
 
@@ -43,6 +44,13 @@ def test_every_variable_is_read(monkeypatch):
         "gpu": "True",
         "stall_s": "60.0",
         "grace_s": "5.0",
+        "reconcile_s": "4.0",
+        "silence_s": "300.0",
+        "revivals": "1",
+        "notify_command": "mail me",
+        "notify_url": "**********",  # never shown
+        "landing": "s3://bucket/in",
+        "dataset": "s3://bucket/set",
         "traceback": "True",
         "stack": "runs/stack",
         "auth": "**********",
