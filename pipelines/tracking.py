@@ -9,6 +9,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -59,6 +60,15 @@ def _metrics(point: dict[str, Any]) -> list[Metric]:
 def tracking_uri(settings: Settings) -> str:
     """Where runs and models are kept: the configured server, or SQLite beside the store."""
     return settings.tracking_uri or f"sqlite:///{settings.local / 'mlflow.db'}"
+
+
+def artifact_page(settings: Settings, experiment: str, run: str, name: str) -> str:
+    """Address of MLflow's page of a run's artifact, no name or password in it; "" without one."""
+    uri = urlsplit(tracking_uri(settings))
+    if not uri.scheme.startswith("http"):
+        return ""
+    server = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"
+    return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/{name}"
 
 
 def client(settings: Settings) -> mlflow.MlflowClient:

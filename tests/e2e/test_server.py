@@ -42,7 +42,9 @@ def test_a_worker_rolls_back(server, tmp_path):
     )
     assert state == "COMPLETED", server.log.read_text()[-4000:]
     assert aliases(client) == {"champion": "1", "previous": "2"}
-    (shown,) = [a for a in server.post("artifacts/filter", {}) if a["flow_run_id"] == run]
-    assert shown["key"] == "rollback"
+    mine = [a for a in server.post("artifacts/filter", {}) if a["flow_run_id"] == run]
+    config, shown = sorted(mine, key=lambda artifact: artifact["created"])
+    assert (config["key"], shown["key"]) == ("resolved-config", "rollback")
+    assert NAME in config["data"]
     assert "version 2 \u2192 version 1" in shown["data"]
     assert "drew nothing" in shown["data"]
