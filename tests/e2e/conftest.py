@@ -94,12 +94,16 @@ class Server:
     """A Prefect server with the deployed flows and one worker."""
 
     api: str
+    ui: str
+    """Address of its page."""
     deployments: dict[str, dict[str, Any]]
     """By name."""
     worker: int
     """Process id."""
     log: Path
     """What the worker and the flows say."""
+    folder: Path
+    """From which the flows were deployed."""
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
         """The server's answer to a request."""
@@ -140,14 +144,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`prefect server start`, `prefect deploy --all`, `prefect worker start`."""
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
-    api = f"http://127.0.0.1:{port}/api"
-    env = place(folder).env
+    ui = f"http://127.0.0.1:{port}"
+    api = f"{ui}/api"
+    env = place(folder).env | {"PWD": str(folder)}
     on_server = env | {"PREFECT_API_URL": api}
+    # Else its page looks for the API at the port of the settings, whatever --port says.
+    of_page = {"UI_API_URL": api, "UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+    served = env | {f"PREFECT_SERVER_{name}": value for name, value in of_page.items()}
 
     def prefect(*args: str) -> None:
         done = subprocess.run(
             [PREFECT, "--no-prompt", *args],
-            env=on_server, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+            env=on_server, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -160,8 +168,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     serve = (PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
     work = (PREFECT, "worker", "start", "--pool", "sdn")
     log = folder / "worker.log"
-    with background(*serve, env=env, log=folder / "server.log"):
-        until = time.monotonic() + 60
+    with background(*serve, env=served, log=folder / "server.log"):
+        until = time.monotonic() + 180
         while not healthy():
             assert time.monotonic() < until, (folder / "server.log").read_text()[-2000:]
             time.sleep(0.5)
@@ -170,4 +178,4 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         found = httpx.post(f"{api}/deployments/filter", json={}).json()
         deployments = {deployment["name"]: deployment for deployment in found}
         with background(*work, env=on_server, log=log) as worker:
-            yield Server(api=api, deployments=deployments, worker=worker.pid, log=log)
+            yield Server(api, ui, deployments, worker.pid, log, folder)
