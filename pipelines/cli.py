@@ -41,6 +41,7 @@ app.command()(data_commands.verify)
 app.command()(ingest_commands.ingest)
 app.command()(ingest_commands.retrain)
 app.command()(training_commands.ledger)
+app.command()(registry_commands.promote)
 app.command()(registry_commands.rollback)
 app.command()(lineage_command.lineage)
 app.command()(play)
@@ -81,7 +82,8 @@ def run(
 
     with expected_errors():
         quiet()
-        from pipelines.flows.pipeline import RecipeName, pipeline
+        from pipelines.flows.form import RecipeName
+        from pipelines.flows.pipeline import pipeline
         from pipelines.run import RunSpec, parse_overrides
 
         spec = RunSpec(recipe, parse_overrides(set_ or []), store, weights_from)
@@ -108,7 +110,12 @@ def run(
                 token = terminal.set(progress)
                 try:
                     name = cast("RecipeName", recipe)
-                    found = pipeline(name, store, set_ or [], weights_from or "")
+                    found = pipeline(
+                        recipe=name,
+                        store=store or "",
+                        weights_from=weights_from or "",
+                        changes=set_ or [],
+                    )
                 finally:
                     terminal.reset(token)
         except TooManyDeadLetters as error:

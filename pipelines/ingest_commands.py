@@ -156,9 +156,9 @@ def retrain(
             "min_new": min_new,
             "settle_s": settle_s,
             "quiet_s": quiet_s,
-            "epochs": epochs,
-            "rate": rate,
-            "store": store,
+            "epochs": epochs or 0.0,
+            "rate": rate or 0.0,
+            "store": store or "",
             "changes": set_ or [],
         }
         try:

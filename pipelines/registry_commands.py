@@ -1,4 +1,4 @@
-"""`sdn rollback`: who is the champion of the registry, from the command line."""
+"""`sdn promote` and `sdn rollback`: who is the champion of the registry, from the command line."""
 
 from __future__ import annotations
 
@@ -41,3 +41,39 @@ def rollback(
                 "more undoes it"
             )
         answer(found, as_json=as_json)
+
+
+def promote(
+    version: Annotated[int, typer.Argument(min=1, help="Number of the version.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Registered model, such as sdn-openmoji [default: that of the latest champion].",
+            show_default=False,
+        ),
+    ] = "",
+    store: StoreOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overrule the paired test; needs --reason.")
+    ] = False,
+    reason: Annotated[
+        str, typer.Option("--reason", help="Kept in the log of champions and with the version.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version the champion if it is better beyond chance; `sdn rollback` undoes it."""
+    with expected_errors():
+        quiet()
+        from pipelines.console import Display
+        from pipelines.promoting import open_promotion, promote
+
+        with Display(to_stderr=as_json).progress() as progress:
+            found = promote(
+                open_promotion(name, version, store, progress), force=force, reason=reason
+            )
+        told = "is the champion" if found["champion"] else "is not promoted"
+        say(f"{found['name']}: version {version} {told}: {found['reason']}", error=as_json)
+        answer(found, as_json=as_json)
+        if not found["champion"]:
+            raise typer.Exit(1)

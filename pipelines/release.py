@@ -132,7 +132,7 @@ def _decide(
     before = client.get_model_version(name, number)
     if COMPARED in before.tags and DECISION in before.tags:
         kept = json.loads(before.tags[COMPARED])
-        stages["compare"] = compare(_champion(run, name, kept))
+        stages["compare"] = compare(champion_of(run, name, kept))
         decision = json.loads(before.tags[DECISION])
         term = succession.settle()
         champion = term is not None and term.champion == number
@@ -145,23 +145,23 @@ def _decide(
 
     def better_than(champion: str | None) -> tuple[bool, str]:
         nonlocal opponent
-        opponent = _opponent(client, name, champion, stages, origin)
+        opponent = opponent_of(client, name, champion, stages, origin)
         try:
-            stages["compare"] = compare(_champion(run, name, opponent))
+            stages["compare"] = compare(champion_of(run, name, opponent))
         except FileNotFoundError as error:  # of an earlier format
             opponent = {"note": f"version {champion} cannot be opened by this code: {error}"}
-            stages["compare"] = compare(_champion(run, name, opponent))
+            stages["compare"] = compare(champion_of(run, name, opponent))
         decision = stages["compare"].result["decision"]
         return decision["promoted"], decision["reason"]
 
     outcome = succession.succeed(number, better_than)
     reason = outcome.reason
     if "compare" not in stages:  # decided before something died, or rolled back from
-        opponent = _opponent(client, name, _other(outcome, number), stages, origin)
-        stages["compare"] = compare(_champion(run, name, opponent))
+        opponent = opponent_of(client, name, _other(outcome, number), stages, origin)
+        stages["compare"] = compare(champion_of(run, name, opponent))
         if outcome.champion and outcome.term is not None:
             reason = outcome.term.why
-    decision = _short(stages["compare"].result["decision"])
+    decision = short_decision(stages["compare"].result["decision"])
     decision |= {"promoted": outcome.champion, "reason": reason}
     client.set_model_version_tag(name, number, "sdn.key.compare", stages["compare"].key)
     client.set_model_version_tag(name, number, DECISION, json.dumps(decision))
@@ -169,7 +169,7 @@ def _decide(
     return {"champion": outcome.champion, "reason": reason, "decision": decision}
 
 
-def _opponent(
+def opponent_of(
     client: Any,
     name: str,
     version: str | None,
@@ -192,7 +192,7 @@ def _opponent(
     return found
 
 
-def _champion(run: Run, name: str, opponent: dict[str, str]) -> Champion:
+def champion_of(run: Run, name: str, opponent: dict[str, str]) -> Champion:
     """What to compare with; its files are fetched only if it has to be drawn with."""
     if "version" not in opponent:
         return dataclasses.replace(no_champion(), note=opponent.get("note", ""))
@@ -212,7 +212,7 @@ def _other(outcome: Outcome, version: str) -> str | None:
     return outcome.term.previous if outcome.term.champion == version else outcome.term.champion
 
 
-def _short(decision: dict[str, Any]) -> dict[str, Any]:
+def short_decision(decision: dict[str, Any]) -> dict[str, Any]:
     """A decision as a tag holds it: numbers, no texts but the reason."""
 
     def plain(found: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines import evaluating, work
@@ -39,6 +40,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """A model that is to be scored, and the run with whose config and store that is done."""
+
+    found: FoundModel
+    run: Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A model that was scored, and what it can be compared with others by."""
+
+    scoring: Scoring
+    inputs: dict[str, Done]
+    """Role -> finished stage, see `pipelines.evaluating.evaluate`."""
+    done: Done
+    """The evaluation."""
+    parts: ReportParts
+
+    def against(self, champion: Champion, do: Callable[[Run, Job], Done] = perform) -> Done:
+        """Compared with a champion on the same captions, with the report of both."""
+        run, folder = self.scoring.run, self.scoring.found.folder
+        job = evaluating.compare(run, self.inputs, self.done, folder, champion, self.parts)
+        return do(run, job)
+
+
 def score_model(
     model: str | None,
     store: str | None,
@@ -61,37 +88,71 @@ def score_model(
         StoreError: the model's data or teacher are not in the store.
         RegistryError: no such model.
     """
+    return beside_champion(open_scoring(model, store, overrides, progress))
+
+
+def open_scoring(
+    model: str | None,
+    store: str | None,
+    overrides: dict[str, str],
+    progress: Callable[[str, float, str], None] = lambda stage, share, text: None,
+) -> Scoring:
+    """Find a model, its files checked, and resolve the config that it is scored with.
+
+    Raises:
+        RegistryError: no such model, or its files are not those registered.
+        ValueError: overrides that cannot work.
+    """
     found = find_model(model, store)
     saved = json.loads((found.folder / CONFIG).read_text())
     config = with_overrides(from_dict(RunConfig, saved), overrides)
     run = RunSpec(config.name, store=store).open(progress)
-    run = dataclasses.replace(run, config=config)
+    return Scoring(found=found, run=dataclasses.replace(run, config=config))
+
+
+def score(scoring: Scoring, do: Callable[[Run, Job], Done] = perform) -> Scored:
+    """Score a model on the test split of the data it was trained for.
+
+    Args:
+        scoring: the model.
+        do: does a stage.
+
+    Raises:
+        StoreError: the model's data or teacher are not in the store.
+    """
+    run, found = scoring.run, scoring.found
     inputs = _inputs(run, found)
     data, taught, encoder = (inputs[role] for role in ("data", "teacher", "captions"))
-    inputs["reference"] = perform(run, evaluating.reference(run, data, taught))
-    inputs["judge"] = perform(run, evaluating.judge(run, data, inputs["reference"]))
+    inputs["reference"] = do(run, evaluating.reference(run, data, taught))
+    inputs["judge"] = do(run, evaluating.judge(run, data, inputs["reference"]))
     models = {found.title: Model(digest=found.sha256, folder=found.folder)}
-    scored = perform(run, evaluating.evaluate(run, inputs, models))
-    stages = {"prepare": data, "teacher": taught, "captions": encoder, "evaluate": scored}
+    done = do(run, evaluating.evaluate(run, inputs, models))
+    stages = {"prepare": data, "teacher": taught, "captions": encoder, "evaluate": done}
     stages |= {role: inputs[role] for role in ("reference", "judge")}
     curves = {found.title: found.folder} if list(read_points(found.folder)) else {}
     parts = ReportParts(curves=curves, stages=stages, letters=first_letters(run, data))
-    champion = _champion(run, found)
-    job = evaluating.compare(run, inputs, scored, found.folder, champion, parts)
-    compared = perform(run, job)
+    return Scored(scoring=scoring, inputs=inputs, done=done, parts=parts)
+
+
+def beside_champion(scoring: Scoring, do: Callable[[Run, Job], Done] = perform) -> dict[str, Any]:
+    """Scores of a model, the champion's beside them; see `score_model`."""
+    run, found = scoring.run, scoring.found
+    scored = score(scoring, do)
+    compared = scored.against(_champion(run, found), do)
     report = run.store.fetch(compared.folder) / REPORT
-    _track(run, found, report, scored.key)
-    rows = all_rows(scored.result, compared.result)
+    page = _track(run, found, report, scored.done.key)
+    rows = all_rows(scored.done.result, compared.result)
     return {
         "model": found.title,
-        "captions": scored.result["captions"],
+        "captions": scored.done.result["captions"],
         "scores": rows,
-        "how_measured": how_measured(scored.result["settings"]),
+        "how_measured": how_measured(scored.done.result["settings"]),
         "withheld": withheld(rows),
         "compared_with": compared.result["champion"],
         "decision": compared.result["decision"],
-        "contact_sheet": str(run.store.fetch(scored.folder) / SHEET),
+        "contact_sheet": str(run.store.fetch(scored.done.folder) / SHEET),
         "report": str(report),
+        "page": page or report.as_uri(),
     }
 
 
@@ -128,16 +189,24 @@ def _champion(run: Run, found: FoundModel) -> Champion:
     return Champion(title=f"version {version}", digest=digest, folder=lambda: folder)
 
 
-def _track(run: Run, found: FoundModel, report: Path, key: str) -> None:
-    """The report beside the model's run in MLflow, under the evaluation's key."""
+def _track(run: Run, found: FoundModel, report: Path, key: str) -> str:
+    """The report beside the model's run in MLflow, under the evaluation's key.
+
+    Returns:
+        Where MLflow's server shows it; "" where it does not.
+    """
     if not found.version:
-        return
-    from pipelines.tracking import Tracker, never_raising
+        return ""
+    from pipelines.tracking import Tracker, artifact_page, never_raising
 
     with never_raising("the report of the evaluation"):
         tracker = Tracker(run.settings, run.config.name)
         version = tracker.client.get_model_version(found.name, found.version)
-        tracker.file(str(version.run_id), report, f"evaluations/{key[:16]}")
+        place = f"evaluations/{key[:16]}"
+        tracker.file(str(version.run_id), report, place)
+        at = tracker.client.get_run(str(version.run_id)).info
+        return artifact_page(run.settings, at.experiment_id, at.run_id, f"{place}/{REPORT}")
+    return ""
 
 
 def _already(run: Run, job: Job) -> Done:

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 PREVIOUS = "previous"
 ROLLED_BACK = "sdn.rolled_back"
 """Tag of a version that was rolled back from: when and why."""
+FORCED = "sdn.forced"
+"""Tag of a version that a person made the champion whatever the gate said: when and why."""
 _LOG_TAG = "sdn.succession"
 """Tag of the registered model: the run that holds its terms."""
 _TERM = re.compile(r"champion-(\d{6,})")
@@ -71,6 +73,8 @@ class Term:
     """When it was claimed, ISO 8601 in UTC."""
     rollback: bool = False
     """Whether `previous` was rolled back from."""
+    forced: bool = False
+    """Whether a person has overruled the gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +227,23 @@ class Succession:
         verify(newest.previous)
         won = self._claim(newest, newest.previous, why, rollback=True)
         if won is None:
-            now = self.terms()[-1]
-            raise RegistryError(
-                f"version {now.champion} of {self.name} became the champion in the meantime "
-                f"({now.why}): nothing was rolled back. If you still want that, ask again"
-            )
+            raise RegistryError(self._meanwhile("rolled back"))
+        return won
+
+    def overrule(self, champion: str, after: Term | None, why: str) -> Term:
+        """Make a version the champion because a person says so.
+
+        Args:
+            champion: a registered version whose files were checked.
+            after: the newest term that the person knew of; None for none.
+            why: theirs; kept in the log and as a tag of the version.
+
+        Raises:
+            RegistryError: somebody else changed the champion in the meantime.
+        """
+        won = self._claim(after, champion, why, forced=True)
+        if won is None:
+            raise RegistryError(self._meanwhile("promoted"))
         return won
 
     def version(self, number: str) -> Any | None:
@@ -239,17 +255,20 @@ class Succession:
                 raise
             return None
 
-    def _claim(
-        self, after: Term | None, champion: str, why: str, *, rollback: bool = False
-    ) -> Term | None:
-        won = self._write(after, champion, why, rollback=rollback)
+    def _meanwhile(self, done: str) -> str:
+        now = self.terms()[-1]
+        return (
+            f"version {now.champion} of {self.name} became the champion in the meantime "
+            f"({now.why}): nothing was {done}. If you still want that, ask again"
+        )
+
+    def _claim(self, after: Term | None, champion: str, why: str, **marks: bool) -> Term | None:
+        won = self._write(after, champion, why, **marks)
         if won is not None:
             self.settle()
         return won
 
-    def _write(
-        self, after: Term | None, champion: str, why: str, *, rollback: bool = False
-    ) -> Term | None:
+    def _write(self, after: Term | None, champion: str, why: str, **marks: bool) -> Term | None:
         """Write the term after `after`; None if somebody else has."""
         run = self._log_run()
         if run is None:
@@ -265,7 +284,7 @@ class Succession:
             "at": self._now().isoformat(timespec="seconds"),
             # MLflow takes the same value twice; so no two claims may be the same.
             "claim": uuid.uuid4().hex,
-            **({"rollback": True} if rollback else {}),
+            **marks,
         }
         value = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
         key = f"champion-{number:06d}"
@@ -304,6 +323,8 @@ class Succession:
             _insist(self.client.delete_registered_model_alias, self.name, CHALLENGER)
         if term.rollback and term.previous is not None:
             self._mark(term, term.previous)
+        if term.forced:
+            self._mark_forced(term)
 
     def _point(self, alias: str, version: str, aliases: dict[str, str]) -> bool:
         """Let an alias name a version; False where the version was deleted."""
@@ -324,6 +345,16 @@ class Succession:
         if old is not None and old.tags.get(ROLLED_BACK) != text:
             _insist(self.client.set_model_version_tag, self.name, left, ROLLED_BACK, text)
         if new is not None and ROLLED_BACK in new.tags:
+            _insist(self.client.delete_model_version_tag, self.name, term.champion, ROLLED_BACK)
+
+    def _mark_forced(self, term: Term) -> None:
+        """The version says that a person overruled the gate, and no longer that it was undone."""
+        text, held = f"{term.at} {term.why}", self.version(term.champion)
+        if held is None:
+            return
+        if held.tags.get(FORCED) != text:
+            _insist(self.client.set_model_version_tag, self.name, term.champion, FORCED, text)
+        if ROLLED_BACK in held.tags:
             _insist(self.client.delete_model_version_tag, self.name, term.champion, ROLLED_BACK)
 
     def _undone(self, version: str) -> Term | None:
@@ -367,6 +398,26 @@ class Succession:
         return self._log
 
 
+def registered_name(settings: Settings, name: str = "") -> str:
+    """The name of a registered model; the one whose champion is the latest where none is given.
+
+    Raises:
+        RegistryError: nothing is registered, or no model has a champion.
+    """
+    if settings.tracking_uri is None and not (settings.local / "mlflow.db").exists():
+        raise RegistryError(
+            f"expected a registered model, but nothing is registered in {settings.store}: --store "
+            "names another store"
+        )
+    names = [name] if name else champions(settings)
+    if not names:
+        raise RegistryError(
+            f"expected a model with a champion, but {shown_uri(settings)} has none: name the "
+            "model if its champion was deleted, or another store with --store"
+        )
+    return names[0]
+
+
 def roll_back(settings: Settings, name: str = "", reason: str = "") -> dict[str, Any]:
     """Make a registered model's last champion the champion again, its files checked before.
 
@@ -383,31 +434,21 @@ def roll_back(settings: Settings, name: str = "", reason: str = "") -> dict[str,
         RegistryError: nothing to go back to, damaged files, or no registry; nothing has changed.
     """
     began = time.monotonic()
-    if settings.tracking_uri is None and not (settings.local / "mlflow.db").exists():
-        raise RegistryError(
-            f"expected a registered model, but nothing is registered in {settings.store}: --store "
-            "names another store"
-        )
-    names = [name] if name else champions(settings)
-    if not names:
-        raise RegistryError(
-            f"expected a model with a champion, but {shown_uri(settings)} has none: name the "
-            "model if its champion was deleted, or another store with --store"
-        )
+    name = registered_name(settings, name)
     digests: list[str | None] = []
     reached = client(settings)
     try:
-        term = Succession(reached, names[0]).roll_back(
-            lambda version: digests.append(check_files(reached, names[0], version)),
+        term = Succession(reached, name).roll_back(
+            lambda version: digests.append(check_files(reached, name, version)),
             reason or "rolled back by hand",
         )
     except MlflowException as error:
         raise RegistryError(
-            f"{shown_uri(settings)} failed in the rollback of {names[0]} ({error}): see `sdn "
+            f"{shown_uri(settings)} failed in the rollback of {name} ({error}): see `sdn "
             "doctor`, then ask for it again; what was begun is completed then"
         ) from error
     return {
-        "name": names[0],
+        "name": name,
         "before": term.previous,
         "after": term.champion,
         "term": term.number,
@@ -486,6 +527,7 @@ def _parsed(number: int, value: str) -> Term:
             why=str(entry["why"]),
             at=str(entry["at"]),
             rollback=bool(entry.get("rollback", False)),
+            forced=bool(entry.get("forced", False)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(

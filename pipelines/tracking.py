@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -73,6 +74,15 @@ def shown_uri(settings: Settings) -> str:
 def public_uri(uri: str) -> str:
     """An address without user and password, as a link for everybody."""
     return re.sub(r"(?<=://)[^/@]*@", "", uri)
+
+
+def artifact_page(settings: Settings, experiment: str, run: str, name: str) -> str:
+    """Address of MLflow's page of a run's artifact, no name or password in it; "" without one."""
+    uri = urlsplit(tracking_uri(settings))
+    if not uri.scheme.startswith("http"):
+        return ""
+    server = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"
+    return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/{name}"
 
 
 def client(settings: Settings) -> mlflow.MlflowClient:

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import flow, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from pipelines import evaluating, searching, work
-from pipelines.cluster import stop_ray
 from pipelines.evaluating import Champion, Model
+from pipelines.flows.form import (
+    AS_RECIPE,
+    Epochs,
+    Protocol,
+    Rate,
+    RecipeName,
+    Resolution,
+    Seed,
+    SourceName,
+    Trials,
+    Workers,
+)
 from pipelines.flows.notices import HOOKS, tell_of_decision, tell_of_letters
-from pipelines.flows.pulse import living
-from pipelines.flows.stages import Progress, Tracked, do, terminal
-from pipelines.orphans import ended_with_this_process
+from pipelines.flows.opening import open_run, own_ray
+from pipelines.flows.showing import (
+    data_tables,
+    report_page,
+    show_data,
+    show_dead_letters,
+    show_result,
+    show_search,
+)
+from pipelines.flows.stages import Tracked, do
 from pipelines.preparing import data_uri, first_letters, letter_rows
 from pipelines.release import example_caption, release
 from pipelines.report import ReportParts
-from pipelines.run import Done, Run, RunSpec, parse_overrides
-from pipelines.search_tables import search_rows, told
+from pipelines.run import Done, Run
 from pipelines.stage import Stage
-from pipelines.tracking import Tracker, never_raising, shown_uri, tracking_uri
+from pipelines.tracking import Tracker, never_raising, shown_uri
 from sdn.config import to_dict
 from sdn.data.dead_letters import TooManyDeadLetters
 from sdn.space import with_values
@@ -38,57 +48,95 @@ from sdn.space import with_values
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RecipeName = Literal["openmoji", "tiny", "folder", "cub", "release-cub", "flowers"]
+T = TypeVar("T")
 
 
 @flow(name="sdn-pipeline", description=__doc__, **HOOKS)
 def pipeline(
     recipe: RecipeName = "openmoji",
-    store: str | None = None,
-    changes: list[str] = [],  # noqa: B006 (Prefect's form reads the default; it is never changed)
+    source: SourceName = AS_RECIPE,
+    data_path: str = "",
+    resolution: Resolution = 0,
+    stage_one_epochs: Epochs = 0.0,
+    stage_two_epochs: Epochs = 0.0,
+    learning_rate: Rate = 0.0,
+    search_trials: Trials = 0,
+    protocol: Protocol = AS_RECIPE,
+    seed: Seed = 0,
+    workers: Workers = 0,
+    store: str = "",
     weights_from: str = "",
+    changes: list[str] = [],  # noqa: B006 (Prefect's form reads the default; it is never changed)
 ) -> dict[str, Any]:
     """Prepare, teacher, captions, stage one, search, stage two, evaluate, compare, register.
 
     Args:
-        recipe: Named run to start from.
-        store: Folder or s3://bucket/prefix for all results; empty for the configured one.
-        changes: Changes to the recipe, each key=value, such as stage_two.epochs=3.
+        recipe: Named run to start from: openmoji is the embedded data set (11 minutes on 2 cores),
+            tiny the same in two minutes without pictures to enjoy, folder your own images.
+        source: Layout of the images in data_path.
+        data_path: Where the images lie: a folder on the worker's machine, for some sources also
+            s3://bucket/prefix. Empty for openmoji, which carries its own.
+        resolution: Height and width of the images in pixels, a multiple of 32. 0: as the recipe
+            says.
+        stage_one_epochs: Passes over the training images in stage one. 0: as the recipe says.
+        stage_two_epochs: Passes over the training images in stage two. 0: as the recipe says.
+        learning_rate: Peak learning rate of both stages, below 1. 0: as the recipe says.
+        search_trials: Trials of the search over loss weights; 1 searches nothing. 0: as the recipe
+            says.
+        protocol: Which captions are scored: one of each test image, every caption once (authors),
+            or 30,000 as in the GAN papers. Scores of different protocols cannot be compared.
+        seed: Initial weights and order of the images in both stages. 0: as the recipe says.
+        workers: Training processes of each stage, a divisor of 48. 0: as the recipe says.
+        store: Folder or s3://bucket/prefix for all results. Empty: the configured one.
         weights_from: Take the weights that an earlier search found, and search no more: an MLflow
-            run, search-... of the store, or a weights.json. Empty searches as the recipe says.
+            run, search-... of the store, or a weights.json. Empty: search as the recipe says.
+        changes: Everything else, each key=value, such as stage_two.clip=1 (`sdn run --dry-run`
+            lists the keys).
 
     Returns:
         What was done and where it lies; JSON values.
     """
-    run = RunSpec(recipe, parse_overrides(changes), store, weights_from or None).open(Progress())
-    show_config(run)
-    run.store.check()
-    # The command line guards all it starts; in a worker's process only Ray is started here.
-    guard = ended_with_this_process() if terminal.get() is None else nullcontext()
-    with guard, living(run.settings):
-        try:
-            return chain(run)
-        finally:
-            stop_ray()
+    run = open_run(
+        recipe,
+        store,
+        changes,
+        weights_from,
+        source=source,
+        data_path=data_path,
+        resolution=resolution,
+        stage_one_epochs=stage_one_epochs,
+        stage_two_epochs=stage_two_epochs,
+        learning_rate=learning_rate,
+        search_trials=search_trials,
+        protocol=protocol,
+        seed=seed,
+        workers=workers,
+    )
+    with own_ray(run.settings):
+        return chain(run)
 
 
 def chain(run: Run) -> dict[str, Any]:
     """The stages in their order; what they hand on are keys and folders."""
     began = time.monotonic()
-    tracker = Tracker(run.settings, run.config.name, flow_run.get_id() or "")
+    return on_data(run, lambda tracked, data: stages_after(run, tracked, data, began))
 
+
+def on_data(run: Run, then: Callable[[Tracked, Done], T]) -> T:
+    """Prepare the data set, show it, and go on in MLflow's runs of this config on it."""
+    tracker = Tracker(run.settings, run.config.name, flow_run.get_id() or "")
     data = prepare(run, tracker)
     work.check_splits(run.config, data)
     tracked = Tracked(tracker, run.config.name, parent_key(run, data))
     with tracked.failing():
         show_data(run, data)
         describe(run, tracked, data)
-        return stages_after(run, tracked, data, began)
+        tracked.finished(data, run.store.files(data.folder))
+        return then(tracked, data)
 
 
 def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[str, Any]:
     """The stages after the preparation, which MLflow's runs belong to."""
-    tracked.finished(data, run.store.files(data.folder))
     taught = do(run, work.teacher(run, data), tracked)
     # Before anything long: whatever the evaluation lacks shows now.
     real = do(run, evaluating.reference(run, data, taught), tracked)
@@ -120,8 +168,8 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
         return do(run, job, tracked)
 
     registered = register(run, tracked, stages, compare)
-    report = report_link(run, stages["compare"], registered)
-    tell_of_decision(run, tracked, registered, stages["compare"], report)
+    page = report_page(run, stages["compare"], registered)
+    tell_of_decision(run, tracked, registered, stages["compare"], page)
     show_result(run, stages, registered)
     return summary(run, stages, registered, time.monotonic() - began)
 
@@ -130,18 +178,25 @@ def distilled(
     run: Run, tracked: Tracked, inputs: dict[str, Done], real: Done
 ) -> tuple[Done, Done, Done]:
     """The search and both stages with the values that it found."""
-    judged = inputs | {"reference": real}
-    if run.config.search.stage_one and run.config.search.trials > 1:
-        searched = do(run, searching.search(run, judged), tracked)
-        config = with_values(run.config, searched.result["values"])
-        one = do(run, work.distil(run, "stage_one", inputs, config), tracked)
-    else:
-        one = do(run, work.distil(run, "stage_one", inputs), tracked)
-        searched = do(run, searching.search(run, judged | {"start": one}), tracked)
-        config = with_values(run.config, searched.result["values"])
-    show_search(searched)
+    searched, begun = searched_for(run, tracked, inputs, real)
+    config = with_values(run.config, searched.result["values"])
+    one = begun or do(run, work.distil(run, "stage_one", inputs, config), tracked)
     two = do(run, work.distil(run, "stage_two", inputs | {"start": one}, config), tracked)
     return searched, one, two
+
+
+def searched_for(
+    run: Run, tracked: Tracked, inputs: dict[str, Done], real: Done
+) -> tuple[Done, Done | None]:
+    """The search, and the stage one that it starts from; None where its trials train their own."""
+    judged = inputs | {"reference": real}
+    begun = None
+    if not (run.config.search.stage_one and run.config.search.trials > 1):
+        begun = do(run, work.distil(run, "stage_one", inputs), tracked)
+        judged |= {"start": begun}
+    searched = do(run, searching.search(run, judged), tracked)
+    show_search(searched)
+    return searched, begun
 
 
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)
@@ -168,15 +223,6 @@ def prepare(run: Run, tracker: Tracker) -> Done:
         raise
 
 
-def show_data(run: Run, data: Done) -> None:
-    """What the data set holds, and its dead letters, in Prefect."""
-    rows, letters = data_tables(run, data)
-    with never_raising("Prefect's table of the data"):
-        manifest = data.result["manifest"]
-        create_table_artifact(rows, key="data", description=f"Manifest {manifest}")
-    show_dead_letters(letters, data.result["dead_letters"])
-
-
 def describe(run: Run, tracked: Tracked, data: Done) -> None:
     """What MLflow's parent run is of: its config and its data; once."""
     if tracked.described:
@@ -194,108 +240,10 @@ def describe(run: Run, tracked: Tracked, data: Done) -> None:
         tracked.described = True
 
 
-def data_tables(run: Run, data: Done) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Counts of the data set, a row each, and its first dead letters."""
-    result = data.result
-    rows = [
-        *({"what": f"{split} samples", "count": n} for split, n in result["samples"].items()),
-        *({"what": f"excluded: {r}", "count": n} for r, n in result["exclusions"].items()),
-        *({"what": f"found twice: {w}", "count": n} for w, n in result["duplicates"].items()),
-        {"what": "dead letters", "count": result["dead_letters"]},
-    ]
-    return rows, first_letters(run, data)
-
-
-def show_search(searched: Done) -> None:
-    """The trials as a table in Prefect, and the choice."""
-    if not searched.result["trials"]:
-        return
-    with never_raising("Prefect's table of the search"):
-        create_table_artifact(
-            search_rows(searched.result), key="search", description=told(searched.result)
-        )
-
-
-def show_dead_letters(letters: list[dict[str, str]], total: int) -> None:
-    """The first dead letters as a table in Prefect."""
-    if not letters:
-        return
-    with never_raising("Prefect's table of the dead letters"):
-        create_table_artifact(
-            letters,
-            key="dead-letters",
-            description=f"{total} records could not be used; `sdn data letters` lists all",
-        )
-
-
-def show_config(run: Run) -> None:
-    """The resolved config, the first artifact of a run."""
-    text = json.dumps(to_dict(run.config), indent=2)
-    with never_raising("Prefect's artifact of the config"):
-        create_markdown_artifact(
-            f"```json\n{text}\n```\n\nStore: `{run.store.uri}`", key="resolved-config"
-        )
-
-
 def parent_key(run: Run, data: Done) -> str:
     """Key of MLflow's parent run of this config on this data."""
     inputs = {"data": data.result["manifest"]}
     return Stage(name="run", config=to_dict(run.config), inputs=inputs).key
-
-
-def show_result(run: Run, stages: dict[str, Done], registered: dict[str, Any]) -> None:
-    """Scores, contact sheet, the decision and the way to the report, as artifacts in Prefect."""
-    from pipelines.report import COLUMNS, REPORT, SHEET, all_rows, how_measured, table_rows
-
-    scored, compared = stages["evaluate"], stages["compare"]
-    picture = base64.b64encode((run.store.fetch(scored.folder) / SHEET).read_bytes()).decode()
-    report = report_link(run, compared, registered)
-    columns = [column.heading for column in COLUMNS.values()]
-    rows = table_rows(all_rows(scored.result, compared.result))
-    lines = [
-        f"# {registered['name']} version {registered['version']}",
-        f"**{'Champion' if registered['champion'] else 'Not promoted'}**: {registered['reason']}",
-        "",
-        f"[Report]({report})",
-        "",
-        "| | " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * len(columns),
-        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows),
-        "",
-        how_measured(scored.result["settings"]),
-        "",
-        f"![contact sheet](data:image/png;base64,{picture})",
-    ]
-    with never_raising("Prefect's artifact of the result"):
-        create_markdown_artifact("\n".join(lines), key="result")
-        create_link_artifact(report, key="report", link_text=REPORT)
-        create_markdown_artifact(decision_text(registered, compared), key="decision")
-
-
-def decision_text(registered: dict[str, Any], compared: Done) -> str:
-    """The decision about a version with its numbers, for people."""
-    decision = registered["decision"]
-    told = "champion" if registered["champion"] else "not promoted"
-    return "\n".join(
-        [
-            f"# {registered['name']} version {registered['version']}: {told}",
-            f"Compared with {compared.result['champion']}. {registered['reason']}",
-            "```json",
-            json.dumps(decision, indent=2),
-            "```",
-        ]
-    )
-
-
-def report_link(run: Run, compared: Done, registered: dict[str, Any]) -> str:
-    """Where the report is to be read: MLflow's page where that is a server, else the file."""
-    from pipelines.report import REPORT
-
-    uri = tracking_uri(run.settings)
-    if uri.startswith("http") and registered.get("run"):
-        experiment, number = registered["run"]
-        return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{number}/artifacts/{REPORT}"
-    return (run.store.fetch(compared.folder) / REPORT).as_uri()
 
 
 def summary(

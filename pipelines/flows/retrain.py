@@ -17,15 +17,12 @@ from pydantic import Field
 from pipelines import retraining, work
 from pipelines.cluster import stop_ray
 from pipelines.data_report import markdown, report_job
+from pipelines.flows.form import Epochs, Rate, RecipeName
 from pipelines.flows.going_on import train_and_decide
 from pipelines.flows.notices import HOOKS, tell_of_letters
-from pipelines.flows.pipeline import (
-    RecipeName,
-    chain,
-    show_dead_letters,
-    show_result,
-)
+from pipelines.flows.pipeline import chain
 from pipelines.flows.pulse import living
+from pipelines.flows.showing import show_dead_letters, show_result
 from pipelines.flows.stages import Progress, do, terminal
 from pipelines.ingesting import ingest, only_one, plain
 from pipelines.orphans import ended_with_this_process
@@ -75,9 +72,9 @@ def retrain(
     min_new: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100,
     settle_s: Annotated[float, Field(ge=0, le=3600)] = 10.0,
     quiet_s: Annotated[float, Field(ge=0, le=3600)] = 60.0,
-    epochs: Annotated[float, Field(gt=0, le=100_000)] | None = None,
-    rate: Annotated[float, Field(gt=0, lt=1)] | None = None,
-    store: str | None = None,
+    epochs: Epochs = 0.0,
+    rate: Rate = 0.0,
+    store: str = "",
     changes: list[str] = [],  # noqa: B006 (Prefect's form reads the default; it is never changed)
 ) -> Any:
     """Look at the landing place, append what arrived, retrain from the champion if enough came.
@@ -96,9 +93,9 @@ def retrain(
             the next look.
         quiet_s: Data must have stopped arriving for so many seconds before a retraining begins; 0
             waits for nothing.
-        epochs: Passes of the retraining over the training split; empty for a quarter of the
-            recipe's stage two.
-        rate: Its learning rate; empty for three tenths of the recipe's.
+        epochs: Passes of the retraining over the training split. 0: a quarter of the recipe's stage
+            two.
+        rate: Its learning rate, below 1. 0: three tenths of the recipe's.
         store: Folder or s3://bucket/prefix for all results; empty for the configured one.
         changes: Changes to the recipe, each key=value, such as promotion.level=0.05.
 
@@ -106,7 +103,7 @@ def retrain(
         A completed state whose name says what came of it: NoLandingPlace, UnderWay, NothingNew,
         Waiting, FirstModel, Promoted or Rejected; its data are JSON values.
     """
-    run = RunSpec(recipe, parse_overrides(changes), store).open(Progress())
+    run = RunSpec(recipe, parse_overrides(changes), store or None).open(Progress())
     wanted = Wanted(
         landing=landing or run.settings.landing or "",
         dataset=plain(dataset or run.settings.grown),
@@ -114,8 +111,8 @@ def retrain(
         min_new=min_new,
         settle_s=settle_s,
         quiet_s=quiet_s,
-        epochs=epochs,
-        rate=rate,
+        epochs=epochs or None,
+        rate=rate or None,
     )
     show_wanted(run, wanted)
     if not wanted.landing:

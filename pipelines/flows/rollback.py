@@ -9,26 +9,29 @@ from prefect.artifacts import create_markdown_artifact
 
 from pipelines.flows.notices import HOOKS
 from pipelines.flows.pulse import living
+from pipelines.flows.showing import show_asked
 from pipelines.settings import Settings
-from pipelines.succession import roll_back
+from pipelines.succession import registered_name, roll_back
 from pipelines.tracking import never_raising
 
 
 @flow(name="sdn-rollback", description=__doc__, **HOOKS)
-def rollback(model: str = "", store: str | None = None, reason: str = "") -> dict[str, Any]:
+def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, Any]:
     """Check the files of the champion before, make it the champion again, say so.
 
     Args:
-        model: Registered model, such as sdn-openmoji; empty for the one with the latest champion.
-        store: Folder or s3://bucket/prefix with the registry; empty for the configured one.
+        model: Registered model, such as sdn-openmoji. Empty: the one with the latest champion.
         reason: Why; kept in the log of champions and on the version that is rolled back from.
+        store: Folder or s3://bucket/prefix with the registry. Empty: the configured one.
 
     Returns:
         What was done; JSON values, see `pipelines.succession.roll_back`.
     """
-    settings = Settings() if store is None else Settings(store=store)
+    settings = Settings(store=store) if store else Settings()
+    name = registered_name(settings, model)
+    show_asked({"model": name, "reason": reason, "store": settings.store})
     with living(settings):
-        found = roll_back(settings, model, reason)
+        found = roll_back(settings, name, reason)
     show(found)
     return found
 

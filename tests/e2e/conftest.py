@@ -99,12 +99,16 @@ class Server:
     """A Prefect server with the deployed flows and one worker."""
 
     api: str
+    ui: str
+    """Address of its page."""
     deployments: dict[str, dict[str, Any]]
     """By name."""
     worker: int
     """Process id."""
     log: Path
     """What the worker and the flows say."""
+    folder: Path
+    """From which the flows were deployed."""
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
         """The server's answer to a request."""
@@ -165,7 +169,7 @@ def deploy(api: str, env: dict[str, str]) -> dict[str, dict[str, Any]]:
     for args in (("work-pool", "create", "sdn", "--type", "process"), ("deploy", "--all")):
         done = subprocess.run(
             [PREFECT, "--no-prompt", *args],
-            env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+            env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     found = httpx.post(f"{api}/deployments/filter", json={}).json()
@@ -180,10 +184,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Prefect server with all that `prefect.yaml` deploys, and a worker."""
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
-    api = f"http://127.0.0.1:{port}/api"
-    env = place(folder).env
+    ui = f"http://127.0.0.1:{port}"
+    api = f"{ui}/api"
+    env = place(folder).env | {"PWD": str(folder)}
+    # Else its page looks for the API at the port of the settings, whatever --port says.
+    of_page = {"UI_API_URL": api, "UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+    served = env | {f"PREFECT_SERVER_{name}": value for name, value in of_page.items()}
     log = folder / "worker.log"
-    with prefect_server(folder, port, env):
+    with prefect_server(folder, port, served):
         deployments = deploy(api, env | {"PREFECT_API_URL": api})
         with background(*WORK, env=env | {"PREFECT_API_URL": api}, log=log) as worker:
-            yield Server(api=api, deployments=deployments, worker=worker.pid, log=log)
+            yield Server(api, ui, deployments, worker.pid, log, folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
+import httpx
 from registered_versions import NAME, aliases, registered
 
 from pipelines.succession import Succession
@@ -27,6 +29,39 @@ def test_a_worker_runs_the_deployed_flow(chain, server):
     assert {"resolved-config", "progress-stage-two", "result"} <= mine
 
 
+def test_a_worker_tunes_evaluates_and_promotes(chain, server):
+    """Each shows its resolved config first, then what it found, without doing anything twice."""
+    here, answer = chain
+    name = answer["model"]["name"]
+    asked = {
+        "sdn-tune": {"recipe": "tiny", "search_trials": 2},
+        "sdn-evaluate": {"model": f"models:/{name}/1"},
+        "sdn-promote": {"model": name, "version": 1},
+    }
+    runs = {
+        server.start_flow(flow, given | {"store": str(here.store)}): flow
+        for flow, given in asked.items()
+    }
+    server.wait_until(
+        lambda: all(server.state(run) in FINAL for run in runs), 240, "the end of the three runs"
+    )
+    shown = {flow: [] for flow in asked}
+    for artifact in sorted(server.post("artifacts/filter", {}), key=lambda one: one["created"]):
+        if artifact["flow_run_id"] in runs:
+            shown[runs[artifact["flow_run_id"]]].append(artifact)
+    for run, flow in runs.items():
+        assert server.state(run) == "COMPLETED", server.log.read_text()[-4000:]
+        assert shown[flow][0]["key"] == "resolved-config"
+        assert '"name": "tiny"' in shown[flow][0]["data"]
+    data = {flow: {one["key"]: one["data"] for one in found} for flow, found in shown.items()}
+    assert "progress-search" not in data["sdn-tune"]
+    assert "`weights_from`" in data["sdn-tune"]["weights"]
+    assert "stage one" not in data["sdn-evaluate"]["result"]
+    assert f"{name} version 1" in data["sdn-evaluate"]["result"]
+    assert "report.html" in data["sdn-evaluate"]["report"]
+    assert f"{name} version 1" in data["sdn-promote"]["decision"]
+
+
 def test_a_worker_rolls_back(server, tmp_path):
     """The deployed rollback makes the champion before the champion again, and shows it."""
     schema = server.deployments["sdn-rollback"]["parameter_openapi_schema"]["properties"]
@@ -42,7 +77,35 @@ def test_a_worker_rolls_back(server, tmp_path):
     )
     assert state == "COMPLETED", server.log.read_text()[-4000:]
     assert aliases(client) == {"champion": "1", "previous": "2"}
-    (shown,) = [a for a in server.post("artifacts/filter", {}) if a["flow_run_id"] == run]
-    assert shown["key"] == "rollback"
+    mine = [a for a in server.post("artifacts/filter", {}) if a["flow_run_id"] == run]
+    config, shown = sorted(mine, key=lambda artifact: artifact["created"])
+    assert (config["key"], shown["key"]) == ("resolved-config", "rollback")
+    assert NAME in config["data"]
     assert "version 2 \u2192 version 1" in shown["data"]
     assert "drew nothing" in shown["data"]
+
+
+def test_a_scheduled_run_is_done_when_it_is_due(server):
+    """The server's scheduler makes it, the worker does it, in the store beside the deployment."""
+    client = registered(server.folder / "runs", versions=2)
+    succession = Succession(client, NAME)
+    for version in ("1", "2"):
+        succession.succeed(version, lambda _: (True, "better"))
+    deployment = server.deployments["sdn-rollback"]["id"]
+    due = datetime.now(UTC) + timedelta(seconds=12)
+    daily = {"interval": 24 * 3600, "anchor_date": due.isoformat()}
+    made = server.post(f"deployments/{deployment}/schedules", [{"schedule": daily, "active": True}])
+
+    def scheduled():
+        asked = {"flow_runs": {"deployment_id": {"any_": [deployment]}}}
+        found = [r for r in server.post("flow_runs/filter", asked) if r["auto_scheduled"]]
+        return [run for run in found if run["state"]["type"] in FINAL]
+
+    try:
+        (run,) = server.wait_until(scheduled, 90, "the end of the scheduled run")
+    finally:
+        httpx.delete(f"{server.api}/deployments/{deployment}/schedules/{made[0]['id']}", timeout=30)
+    assert run["state"]["type"] == "COMPLETED", server.log.read_text()[-4000:]
+    assert datetime.fromisoformat(run["expected_start_time"]) == due
+    assert datetime.fromisoformat(run["start_time"]) >= due
+    assert aliases(client) == {"champion": "1", "previous": "2"}
