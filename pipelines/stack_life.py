@@ -9,13 +9,15 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import httpx
 import psutil
 
 from pipelines.ending import end
 from pipelines.keeping import NAME as SUPERVISOR
 from pipelines.marks import mark, mark_of, marked
 from pipelines.ports import PortError, check_port, listener, listens
-from pipelines.stack import POOL, WORKER
+from pipelines.prefect_api import PrefectApi, PrefectApiError
+from pipelines.stack import POOL, PREFECT, WORKER
 from pipelines.stack_state import Probe, flow_runs
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 _PATIENCE_S = 300.0
 _LOOK_EVERY_S = 0.25
 _SERVER_GRACE_S = 20.0
+_CANCEL_S = 30.0
+"""What Prefect may take to cancel, beside the time for a checkpoint."""
+_LIVE = {"RUNNING", "CANCELLING", "PENDING"}
 _DEPLOY = "deploy"
 
 
@@ -259,6 +264,7 @@ def _end_all(stack: Stack, settings: Settings, say: Say) -> bool:
                 f"{len(going)} flow runs are going on ({', '.join(going)}); they are ended, a "
                 f"training after a last checkpoint (SDN_GRACE_S={settings.grace_s:g})"
             )
+            _cancel(stack, settings, list(going))
         # While the servers are there to be told.
         stack.keeper.stop(WORKER)
         runs = [one for one in marked(stack.folder) if one.flow_run is not None]
@@ -276,6 +282,31 @@ def _end_all(stack: Stack, settings: Settings, say: Say) -> bool:
             if listens(port):
                 say(f"port {port} of {what} is still listened on, by {listener(port)}")
     return bool(found)
+
+
+def _cancel(stack: Stack, settings: Settings, going: list[str]) -> None:
+    """Let Prefect cancel flow runs, as its page does, so that none stays Running for ever.
+
+    Waits for them; where Prefect cannot be asked, their processes are ended all the same.
+    """
+    plan = stack.plan()
+    if plan is None:
+        return
+    message = "ended with its stack; the same run, started again, goes on from its last checkpoint"
+    state = {"type": "CANCELLING", "message": message}
+    until = time.monotonic() + settings.grace_s + _CANCEL_S
+    with (
+        suppress(httpx.HTTPError, PrefectApiError),
+        PrefectApi(f"{plan.urls[PREFECT]}/api", settings.credentials) as api,
+    ):
+        for run in going:
+            api.ask("POST", f"flow_runs/{run}/set_state", {"state": state}, absent=None)
+        while time.monotonic() < until:
+            found = [api.ask("GET", f"flow_runs/{run}", absent={}) for run in going]
+            left = [one for one in found if one.get("state_type") in _LIVE]
+            if not left and not flow_runs(marked(stack.folder)):
+                return
+            time.sleep(1)
 
 
 def _end(processes: list[Marked], grace_s: float, say: Say) -> None:

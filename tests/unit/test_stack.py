@@ -227,3 +227,25 @@ def test_a_folder_of_somebody_else_is_refused(stack, monkeypatch):
     stack.runtime.mkdir()
     with pytest.raises(ValueError, match="somebody else"):
         stack.prepare(Plan(), Settings())
+
+
+def test_flow_runs_are_cancelled_before_their_stack_ends(stack, monkeypatch):
+    """Prefect is asked as its page asks, and waited for, so that no run stays Running for ever."""
+    stack.prepare(Plan(), Settings())
+    asked, states = [], ["RUNNING", "CANCELLING", "CANCELLED", "CANCELLED"]
+
+    def ask(self, method, path, content=None, *, absent=None):
+        asked.append((method, path, content and content["state"]["type"]))
+        return {"state_type": states.pop(0)} if method == "GET" else {}
+
+    monkeypatch.setattr(stack_life.PrefectApi, "ask", ask)
+    monkeypatch.setattr(stack_life.time, "sleep", lambda seconds: None)
+    stack_life._cancel(stack, Settings(), ["f1"])
+    assert asked[0] == ("POST", "flow_runs/f1/set_state", "CANCELLING")
+    assert asked[1:] == [("GET", "flow_runs/f1", None)] * 3
+
+
+def test_a_prefect_that_is_gone_keeps_no_stack_from_ending(stack):
+    """Flow runs' processes are ended all the same."""
+    stack.prepare(Plan(ports=Ports(prefect=1)), Settings())
+    stack_life._cancel(stack, Settings(), ["f1"])
