@@ -66,7 +66,7 @@ def test_a_run_is_started_and_watched_by_clicks(chain, server):
         page.get_by_role("button", name="Submit").click()
         assert epochs.evaluate("field => field.validity.rangeUnderflow")
         assert "0" in epochs.evaluate("field => field.validationMessage")
-        epochs.fill("4")
+        epochs.fill("12")
         resolution.fill("33")
         page.get_by_role("button", name="Submit").click()
         wrong = page.locator("form").get_by_text("33 is not a multiple of 32")
