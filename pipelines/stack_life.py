@@ -34,6 +34,7 @@ _LOOK_EVERY_S = 0.25
 _SERVER_GRACE_S = 20.0
 _CANCEL_S = 30.0
 """What Prefect may take to cancel, beside the time for a checkpoint."""
+_SETTLE_S = 3.0
 _LIVE = {"RUNNING", "CANCELLING", "PENDING"}
 _DEPLOY = "deploy"
 
@@ -301,12 +302,14 @@ def _cancel(stack: Stack, settings: Settings, going: list[str]) -> None:
     ):
         for run in going:
             api.ask("POST", f"flow_runs/{run}/set_state", {"state": state}, absent=None)
-        while time.monotonic() < until:
-            found = [api.ask("GET", f"flow_runs/{run}", absent={}) for run in going]
-            left = [one for one in found if one.get("state_type") in _LIVE]
-            if not left and not flow_runs(marked(stack.folder)):
-                return
+        while flow_runs(marked(stack.folder)) and time.monotonic() < until:
             time.sleep(1)
+        time.sleep(_SETTLE_S)  # in which the worker tells how they ended
+        for run in going:
+            found = api.ask("GET", f"flow_runs/{run}", absent={})
+            if found.get("state_type") in _LIVE:  # its process was gone before it could say so
+                ended = {"state": state | {"type": "CANCELLED"}, "force": True}
+                api.ask("POST", f"flow_runs/{run}/set_state", ended, absent=None)
 
 
 def _end(processes: list[Marked], grace_s: float, say: Say) -> None:
