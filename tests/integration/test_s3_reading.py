@@ -6,12 +6,16 @@ import io
 import random
 import socket
 import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
 from faulty_proxy import FaultyProxy
+from gate import Gate
 
+from pipelines.s3 import S3Store
 from pipelines.s3_files import S3Files
 
 
@@ -95,3 +99,26 @@ def test_a_silent_server_is_not_waited_for(user, accepts):
         assert time.monotonic() - began < 15
         for client in waiting:
             client.close()
+
+
+def test_a_server_that_is_away_is_waited_for(user, tmp_path):
+    """For longer than ten tries take: a read, a write and a folder of results go through."""
+    with Gate(int(user.endpoint.rpartition(":")[2])) as gate:
+        endpoint = f"http://127.0.0.1:{gate.port}"
+        files = S3Files("s3://data/away", endpoint=endpoint)
+        store = S3Store("s3://data/away", tmp_path, endpoint)
+        files.write("x.bin", b"some bytes")
+        (store.workspace("made") / "result").write_text("whole")
+        gate.shut()
+        threading.Timer(25, gate.open).start()
+        began = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            read = pool.submit(files.read, "x.bin")
+            written = pool.submit(files.write, "y.bin", b"more")
+            published = pool.submit(store.publish, "made", {"n": 1})
+            assert read.result() == b"some bytes"
+            written.result()
+            published.result()
+        assert time.monotonic() - began > 20, "it was not away"
+        assert files.read("y.bin") == b"more"
+        assert store.done("made") == {"n": 1}
