@@ -27,7 +27,7 @@ from conftest import COMMAND, PREFECT, ROOT, background, free_port, place
 from pipelines.s3_files import S3Files
 from sdn.ledger import attempts_of
 
-pytestmark = pytest.mark.timeout(3000)
+pytestmark = [pytest.mark.rest, pytest.mark.timeout(3000)]
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 USER = "someone"
 PYTHON_M = (sys.executable, "-m")
