@@ -134,11 +134,15 @@ def reports() -> Any:
     """The queue through which workers report to this process; one for all stages."""
     import ray
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     context = ray.get_runtime_context().get_job_id()
     if context not in _QUEUES:
         _QUEUES.clear()
-        _QUEUES[context] = Queue(actor_options={"num_cpus": 0})
+        # Here: on another node it would be lost with that, and ranks unheard be taken for hung.
+        node = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        _QUEUES[context] = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     return _QUEUES[context]
 
 

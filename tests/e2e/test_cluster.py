@@ -337,6 +337,10 @@ def test_the_pipeline_outlives_a_node(parts, survived):
     ledger = mark["result"]["result"]["ledger"]
     print(worlds, ledger)
     assert (ledger["lost"], ledger["twice"]) == (0, 0)
+    # Ranks that cannot be heard would be taken for hung, and killed, after SDN_STALL_S.
+    said = "".join(p.read_text() for p in parts.ray_folder.rglob("job-driver-stage_two*.log"))
+    assert "attempt failed and is repeated" in said
+    assert "reports is gone" not in said
 
 
 def done_key(parts):
