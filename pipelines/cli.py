@@ -65,8 +65,8 @@ def run(
         typer.Option(
             "--weights-from",
             metavar="RUN",
-            help="Take what an earlier search found, and search no more: an MLflow run, "
-            "search-... of the store, or a weights.json.",
+            help="Take what an earlier search found, and search no more (unless search.trials is "
+            "set, too): an MLflow run, search-... of the store, or a weights.json.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -86,6 +86,8 @@ def run(
         from pipelines.flows.pipeline import pipeline
         from pipelines.run import RunSpec, parse_overrides
 
+        if weights_from is not None and not weights_from.strip():
+            raise ValueError("--weights-from is empty: name a search, or leave the option out")
         spec = RunSpec(recipe, parse_overrides(set_ or []), store, weights_from)
         opened = spec.open()
         display = Display(to_stderr=as_json)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pipelines.report import COLUMNS, SHORT, short_rows
+from pipelines.search_tables import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,9 +54,9 @@ class Display:
         """Each stage, its share of the time, and where its result lies."""
         table = Table(title="Stages")
         for heading in ("stage", "seconds", "share", "", "result in the store"):
-            table.add_column(
-                heading, justify="right" if heading in ("seconds", "share") else "left"
-            )
+            number = heading in ("seconds", "share")
+            # Folded rather than cut: the name of a search is what --weights-from takes.
+            table.add_column(heading, justify="right" if number else "left", overflow="fold")
         rest = total_s
         for name, done in stages.items():
             seconds = done["seconds"] if done["fresh"] else 0.0
@@ -104,6 +105,18 @@ class Display:
         self.console.print(f"data set {stage.folder}: {state}; nothing was changed")
         return {"config": config, "store": run.store.uri, "prepared": done}
 
+    def search(self, found: dict[str, Any]) -> None:
+        """What the search found and how it is used again, or whose weights were taken."""
+        searched = found["stages"]["search"]
+        if found["weights_from"]:
+            weights = found["stages"]["stage_two"]["result"]["weights"]
+            self.console.print(f"search: none; weights of {found['weights_from']}: {weights}")
+        elif searched["result"]["trials"]:
+            self.console.print(f"search: {told(searched['result'])}")
+            name = searched["folder"].rpartition("/")[2]
+            command = f"sdn run {found['recipe']} --weights-from {name}{found['store_option']}"
+            self.console.print(f"its weights again: {command}")
+
     def result(self, found: dict[str, Any]) -> None:
         """The end of a run: stages, scores, where everything is and what to do next."""
         self.stages(found["stages"], found["seconds"])
@@ -114,6 +127,7 @@ class Display:
             f"fixed cost (starting Ray, flow and tracking, all that does not compute): "
             f"{found['fixed_s']:.0f} s"
         )
+        self.search(found)
         if found["nothing_to_do"]:
             say("nothing to do: every stage was done already")
         data = found["stages"]["prepare"]["result"]

@@ -12,6 +12,7 @@ from pipelines.evaluating import CHAMPION_SHEET, EXTREMES, SCORES, SHEET
 from pipelines.points import read_points
 from sdn.config import to_dict
 from sdn.evaluation import REAL, UNTRAINED
+from sdn.space import with_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pipelines.run import Done, Run
+    from sdn.config import RunConfig
 
 __all__ = ["CHAMPION_SHEET", "EXTREMES", "REPORT", "SCORES", "SHEET"]
 
@@ -191,10 +193,16 @@ def write_report(
         lineage={name: (done.key, done.folder) for name, done in parts.stages.items()},
         data=parts.stages["prepare"].result,
         letters=parts.letters,
-        config=json.dumps(to_dict(run.config), indent=2),
+        config=json.dumps(to_dict(_trained_with(run.config, parts.stages)), indent=2),
         credit=parts.stages["prepare"].result["attribution"],
     )
     (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def _trained_with(config: RunConfig, stages: Mapping[str, Done]) -> RunConfig:
+    """The config with the values that a search has found, where one did."""
+    searched = stages.get("search")
+    return config if searched is None else with_values(config, searched.result["values"])
 
 
 def _figures(result: Mapping[str, Any], compared: Mapping[str, Any]) -> list[tuple[str, str, str]]:

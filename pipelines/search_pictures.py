@@ -30,7 +30,8 @@ _LEAST = 4
 def write_pictures(folder: Path, trials: Sequence[Trial], config: RunConfig) -> dict[str, str]:
     """Optimisation history, parallel coordinates and importance, each as HTML and PNG.
 
-    The pages need no network. Trials that ended early are drawn with their last score.
+    The pages need no network. Trials that ended early are drawn with their last score, except in
+    the history: its line of the best would take a score after few images for one after all.
 
     Args:
         folder: of the stage.
@@ -46,13 +47,15 @@ def write_pictures(folder: Path, trials: Sequence[Trial], config: RunConfig) -> 
     place = folder / PICTURES
     place.mkdir(exist_ok=True)
     study = study_of([_ended(trial) for trial in trials], space_of(config), config.search)
+    whole = [trial for trial in trials if trial.state == "finished"]
+    ended = study_of(whole or [_ended(trial) for trial in trials], space_of(config), config.search)
     label = "KID" if lower_is_better(config.search) else "reciprocal rank"
     missing = {}
     looks = {"backend": "Agg", "figure.figsize": (10, 5), "figure.dpi": 110}
     with mpl.rc_context(looks), warnings.catch_warnings():  # type: ignore[arg-type]
         # Optuna calls its matplotlib plots experimental; they have been so for years.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for name, draw in _pages(study, label).items():
+        for name, draw in _pages(study, ended, label).items():
             try:
                 draw(place)
             except Exception as error:  # noqa: BLE001 (a picture is worth no search)
@@ -65,7 +68,9 @@ def _ended(trial: Trial) -> Trial:
     return dataclasses.replace(trial, state="finished") if trial.points else trial
 
 
-def _pages(study: optuna.Study, label: str) -> dict[str, Callable[[Path], None]]:
+def _pages(
+    study: optuna.Study, ended: optuna.Study, label: str
+) -> dict[str, Callable[[Path], None]]:
     from optuna import visualization as pages
     from optuna.visualization import matplotlib as prints
 
@@ -82,8 +87,9 @@ def _pages(study: optuna.Study, label: str) -> dict[str, Callable[[Path], None]]
         scored = sum(trial.value is not None for trial in study.trials)
         if name == IMPORTANCE and scored < _LEAST:
             raise ValueError(f"importance needs {_LEAST} trials with a score, there are {scored}")
-        page(study, target_name=label).write_html(place / f"{name}.html", include_plotlyjs=True)
-        axes: Any = printed(study, target_name=label)
+        shown = ended if name == HISTORY else study
+        page(shown, target_name=label).write_html(place / f"{name}.html", include_plotlyjs=True)
+        axes: Any = printed(shown, target_name=label)
         axes.figure.savefig(place / f"{name}.png", bbox_inches="tight")
         plt.close(axes.figure)
 

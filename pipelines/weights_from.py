@@ -33,6 +33,7 @@ def found_changes(where: str, settings: Settings) -> dict[str, str]:
 
 
 def _read(where: str, settings: Settings) -> bytes:
+    where = where.removeprefix("stages/")
     path = Path(where).expanduser()
     if path.is_dir():
         path /= WEIGHTS
@@ -79,6 +80,7 @@ def _changes(content: bytes, where: str) -> dict[str, str]:
         changes: dict[str, Any] = dict(json.loads(content)["changes"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"--weights-from {where}: its {WEIGHTS} is damaged or of another kind ({error!r})"
+            f"--weights-from {where}: expected a {WEIGHTS} as a search writes it, an object with "
+            f"`changes`; this is damaged or another file ({type(error).__name__}: {error})"
         ) from error
     return {key: json.dumps(value) for key, value in changes.items()} | {"search.trials": "0"}

@@ -44,6 +44,11 @@ def check_space(config: RunConfig) -> None:
         raise ValueError(
             "search.stage_one needs both stages: stage_one.epochs and stage_two.epochs must be > 0"
         )
+    if not search.space and not search.stage_one:
+        raise ValueError(
+            "search.space leaves nothing to vary: it is empty; name groups, taps or rate, such as "
+            'search.space={"image": {}, "rate": {}}, or search nothing with search.trials=0'
+        )
     if not space_of(config):
         raise ValueError(
             "search.space leaves nothing to vary: each of its names has the value 0 or the range "

@@ -257,6 +257,7 @@ def summary(
     return {
         "recipe": run.config.name,
         "store": run.store.uri,
+        "weights_from": run.spec.weights_from,
         "model": registered,
         "tracking_uri": shown_uri(run.settings),
         "example": example_caption(run.config, scored),

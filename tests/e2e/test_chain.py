@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import json
 import os
@@ -129,6 +130,9 @@ def test_a_rerun_is_the_stage_that_follows_and_its_weights_can_be_reused(chain, 
     assert reused["stages"]["search"]["result"]["trials"] == []
     assert reused["stages"]["stage_two"]["key"] == again["stages"]["stage_two"]["key"]
     assert answer["stages"]["stage_one"]["key"] == reused["stages"]["stage_one"]["key"]
+    assert reused["weights_from"] == name
+    report = html.unescape(Path(reused["report"]).read_text())
+    assert all(json.dumps(value) in report for value in values.values())
 
 
 def test_every_term_is_logged_under_its_own_name(chain):
@@ -149,6 +153,9 @@ def test_a_second_run_does_nothing(chain):
     assert not any(stage["fresh"] for stage in again["stages"].values())
     told = here.sdn("run", "tiny", "--store", str(here.store))
     assert "nothing to do" in told.stdout
+    assert "search: the recipe's own values stay: search.reruns=0" in told.stdout
+    name = Path(answer["stages"]["search"]["folder"]).name
+    assert f"its weights again: sdn run tiny --weights-from {name} --store" in told.stdout
 
 
 def test_mlflow_has_the_runs_and_the_model(chain):

@@ -242,6 +242,12 @@ def test_prepare_from_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_from_nowhere(tmp_path):
+    """An empty shell variable does not start a whole search."""
+    done = sdn("run", "tiny", "--store", tmp_path / "store", "--weights-from", "")
+    refused(done, "--weights-from is empty", "leave the option out")
+
+
 def test_generate_with_nothing_registered(tmp_path):
     """Without a champion, `sdn generate` says how to get one and draws nothing."""
     done = sdn("generate", "a bird", "--store", tmp_path / "store")

@@ -62,6 +62,8 @@ def test_all_pictures_of_six_trials(tmp_path):
     page = (tmp_path / PICTURES / f"{PARALLEL}.html").read_text()
     assert "KID" in page
     assert "conv1" in page
+    history = (tmp_path / PICTURES / f"{HISTORY}.html").read_text()
+    assert '"x":[0,1,2,3]' in history, "a score after few images is no best one"
     assert write_pictures(tmp_path, trials, CONFIG) == {}  # begun again on the same folder
 
 

@@ -23,7 +23,7 @@ EVERYTHING = (
 
 
 def searching(*names, stage_one=False, **changes):
-    """Recipe tiny (a VGG11, 3 and 4 epochs) that varies these names."""
+    """Recipe tiny (a VGG11, 3 and 12 epochs) that varies these names."""
     space = {name: Range() for name in names} | changes.pop("space", {})
     search = SearchConfig(space=space, stage_one=stage_one, **changes)
     return dataclasses.replace(recipe("tiny"), search=search)
@@ -54,7 +54,7 @@ def test_own_values_are_those_of_the_stages():
         "conv2": 3,
         "conv3_1": 9,
         "rate": 1e-3,
-        "share": 3 / 7,
+        "share": 3 / 15,
         "stage_one.image": 7,
         "stage_one.rate": 2e-3,
         "stage_one.pool4": 0.5,
@@ -99,10 +99,10 @@ def test_stage_two_keeps_a_part():
     """Stage one's share goes up to 0.95, whatever the factor, so that stage two is trained."""
     config = searching("share", stage_one=True)
     low, high = space_of(config)["share"]
-    assert (low, high) == (pytest.approx(0.1 * 3 / 7), 0.95)
-    assert with_values(config, {"share": high}).stage_two.epochs == pytest.approx(0.05 * 7)
+    assert (low, high) == (pytest.approx(0.1 * 3 / 15), 0.95)
+    assert with_values(config, {"share": high}).stage_two.epochs == pytest.approx(0.05 * 15)
     narrow = searching(space={"share": Range(low=0.5, high=1.5)}, stage_one=True)
-    assert space_of(narrow)["share"] == pytest.approx((1.5 / 7, 4.5 / 7))
+    assert space_of(narrow)["share"] == pytest.approx((1.5 / 15, 4.5 / 15))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_share_keeps_the_whole_length(share):
     """Another share gives one stage what it takes from the other."""
     before = searching("share", stage_one=True)
     after = with_values(before, {"share": share})
-    assert after.stage_one.epochs + after.stage_two.epochs == pytest.approx(7)
+    assert after.stage_one.epochs + after.stage_two.epochs == pytest.approx(15)
     assert own_share(after) == pytest.approx(share)
     lengths = {"stage_one": before.stage_one.epochs, "stage_two": before.stage_two.epochs}
     for stage, epochs in lengths.items():

@@ -90,6 +90,20 @@ def test_weights_of_a_search_of_the_store(settings):
     check_config(found_changes(str(folder), settings))
 
 
+def test_the_folder_as_the_terminal_names_it(settings):
+    """`stages/search-...` is the same search."""
+    publish(settings, TINY)
+    assert found_changes(f"stages/{STAGE}", settings) == found_changes(STAGE, settings)
+
+
+def test_another_file_is_no_weights(tmp_path, settings):
+    """The error names the file that was given, and what it should hold."""
+    path = tmp_path / "done.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"done\.json: expected a weights\.json .*`changes`"):
+        found_changes(str(path), settings)
+
+
 def test_weights_of_a_run_of_mlflow(tmp_path, settings):
     """The run of the search is taken, and the run of the whole pipeline leads to it."""
     _, parent, search = track(settings, tmp_path, TINY)
@@ -169,7 +183,7 @@ def test_damaged_weights(tmp_path, settings, text, place):
     where = STAGE if place == "store" else str(path)
     if place == "store":
         publish(settings, text)
-    with pytest.raises(ValueError, match=f"--weights-from .*: its {WEIGHTS} is damaged") as caught:
+    with pytest.raises(ValueError, match=f"--weights-from .*: expected a {WEIGHTS} .* is damaged") as caught:
         found_changes(where, settings)
     assert where in str(caught.value)
 
@@ -219,7 +233,7 @@ def test_weights_of_both_stages(tmp_path):
     config = open_run(tmp_path, {}, content(searched, values)).config
     expected = with_values(searched, values)
     assert (config.stage_one, config.stage_two) == (expected.stage_one, expected.stage_two)
-    assert config.stage_one.epochs == 0.25 * 7
+    assert config.stage_one.epochs == 0.25 * 15
     assert config.stage_one.weights.conv3 == 6
 
 
