@@ -102,7 +102,7 @@ def test_a_scheduled_run_is_done_when_it_is_due(server):
         return [run for run in found if run["state"]["type"] in FINAL]
 
     try:
-        (run,) = server.wait_until(scheduled, 90, "the end of the scheduled run")
+        (run,) = server.wait_until(scheduled, 240, "the end of the scheduled run")
     finally:
         httpx.delete(f"{server.api}/deployments/{deployment}/schedules/{made[0]['id']}", timeout=30)
     assert run["state"]["type"] == "COMPLETED", server.log.read_text()[-4000:]
