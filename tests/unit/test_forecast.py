@@ -75,8 +75,8 @@ def test_hours_follow_from_images_and_rate(run):
     found, warnings = forecast(run, lambda text: None, PLENTY)
     assert warnings == []
     two = next(one for one in found if one.stage == "stage_two")
-    assert (two.workers, two.images_per_s, two.images) == (2, 200.0, 4 * 3600)
-    assert two.hours == pytest.approx(4 * 3600 / 200 / 3600)
+    assert (two.workers, two.images_per_s, two.images) == (2, 200.0, 12 * 3600)
+    assert two.hours == pytest.approx(12 * 3600 / 200 / 3600)
     assert (two.memory_gib, two.checkpoint_gib, two.kept_gib) == (4.0, 1.0, 4.0)
     assert [one.stage for one in found] == ["teacher", "captions", "stage_one", "stage_two"]
 
