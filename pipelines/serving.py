@@ -239,7 +239,12 @@ def prefect_program(settings: Settings, *, host: str, port: int, uri: str | None
         ),
         env=env,
         # Where the page came from: browsers elsewhere would look for 0.0.0.0 on their own machine.
-        defaults={} if is_loopback(host) else {"PREFECT_SERVER_UI_API_URL": "/api"},
+        # Without any, the page would ask Prefect's usual port, whatever --port says.
+        defaults={
+            "PREFECT_SERVER_UI_API_URL": f"http://{host}:{port}/api"
+            if is_loopback(host)
+            else "/api"
+        },
         unset=("PREFECT_API_URL",),  # it is for those who ask a server
     )
 

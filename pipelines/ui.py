@@ -73,7 +73,13 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="sdn-ui-") as folder:
         keeper = Keeper(Path(folder), Path(folder) / "s.sock")
         # By the environment: a database's address may hold a password.
-        supervisor = keeper.start(programs, os.environ | {"MLFLOW_BACKEND_STORE_URI": uri})
+        env = {
+            "MLFLOW_BACKEND_STORE_URI": uri,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            # Else Prefect's page asks its usual port, whatever --prefect-port says.
+            "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{prefect_port}/api",
+        }
+        supervisor = keeper.start(programs, os.environ | env)
         try:
             _tell(ports, keeper, supervisor, say)
             supervisor.wait()

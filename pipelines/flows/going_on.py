@@ -8,9 +8,7 @@ from prefect.runtime import flow_run
 
 from pipelines import evaluating, newcomers, retraining, work
 from pipelines.evaluating import Champion, Model
-from pipelines.flows.notices import tell_of_decision
-from pipelines.flows.pipeline import describe
-from pipelines.flows.showing import report_page
+from pipelines.flows.pipeline import describe, tell
 from pipelines.flows.stages import Tracked, do
 from pipelines.preparing import first_letters, place
 from pipelines.release import Origin, release
@@ -66,8 +64,7 @@ def train_and_decide(
             versions=frozenset(one.digest for one in _versions(run)),
         )
         registered = release(run, tracked, stages, compare, origin)
-        page = report_page(run, stages["compare"], registered)
-        tell_of_decision(run, tracked, registered, stages["compare"], page)
+        tell(run, tracked, stages, registered)
     return stages, registered
 
 

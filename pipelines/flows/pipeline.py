@@ -168,8 +168,7 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
         return do(run, job, tracked)
 
     registered = register(run, tracked, stages, compare)
-    page = report_page(run, stages["compare"], registered)
-    tell_of_decision(run, tracked, registered, stages["compare"], page)
+    tell(run, tracked, stages, registered)
     show_result(run, stages, registered)
     return summary(run, stages, registered, time.monotonic() - began)
 
@@ -238,6 +237,12 @@ def describe(run: Run, tracked: Tracked, data: Done) -> None:
         if letters:
             tracker.table(tracked.parent, letters, "dead-letters.json")
         tracked.described = True
+
+
+def tell(run: Run, tracked: Tracked, stages: dict[str, Done], registered: dict[str, Any]) -> None:
+    """People are told what became of the version."""
+    page = report_page(run, stages["compare"], registered)
+    tell_of_decision(run, tracked, registered, stages["compare"], page)
 
 
 def parent_key(run: Run, data: Done) -> str:

@@ -75,7 +75,10 @@ def stages_of(monkeypatch, tmp_path):
 
         monkeypatch.setattr(module, "do", instead)
         monkeypatch.setattr(module, "Tracked", Tracked)
-        for name in ("parent_key", "register", "show_data", "describe", "show_result", "summary"):
+        for name in (
+            *("parent_key", "register", "show_data", "describe", "show_result", "summary"),
+            "tell",
+        ):
             monkeypatch.setattr(module, name, lambda *args: None)
         object.__setattr__(run, "store", Store(tmp_path))
         module.chain(run)
