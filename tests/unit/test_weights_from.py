@@ -183,7 +183,8 @@ def test_damaged_weights(tmp_path, settings, text, place):
     where = STAGE if place == "store" else str(path)
     if place == "store":
         publish(settings, text)
-    with pytest.raises(ValueError, match=f"--weights-from .*: expected a {WEIGHTS} .* is damaged") as caught:
+    told = f"--weights-from .*: expected a {WEIGHTS} .* is damaged"
+    with pytest.raises(ValueError, match=told) as caught:
         found_changes(where, settings)
     assert where in str(caught.value)
 
