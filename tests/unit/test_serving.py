@@ -137,10 +137,10 @@ def test_prefect_asks_for_the_login_and_no_other_server(monkeypatch):
 
 
 def test_pages_elsewhere_find_their_server(monkeypatch):
-    """Beyond this machine Prefect's page asks where it came from, unless told another place."""
+    """Prefect's page asks its own server, beyond this machine where it came from."""
     monkeypatch.setenv("SDN_AUTH", LOGIN)
     name = "PREFECT_SERVER_UI_API_URL"
-    assert name not in prefect().environment({})
+    assert prefect().environment({})[name] == "http://127.0.0.1:4200/api"
     assert prefect(host="0.0.0.0").environment({})[name] == "/api"
     assert prefect(host="0.0.0.0").environment({name: "https://x/api"})[name] == "https://x/api"
 
