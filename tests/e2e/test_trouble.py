@@ -68,7 +68,7 @@ def test_a_run_outlives_its_worker_and_its_server(chain, tmp_path):
         server_process = stack.enter_context(prefect_server(tmp_path, port, env))
         deployments = deploy(api, on_server)
         first = stack.enter_context(background(*WORK, env=on_server, log=tmp_path / "first.log"))
-        server = Server(api, deployments, first.pid, tmp_path / "first.log")
+        server = Server(api, "", deployments, first.pid, tmp_path / "first.log", tmp_path)
         changes = ["search.trials=0", "stage_two.epochs=70"]
         run = server.start(here.store, changes, {"SDN_TRACKING_URI": database})
 
@@ -114,7 +114,7 @@ def test_a_run_outlives_its_worker_and_its_server(chain, tmp_path):
         attempts = len(list(journal_files(LocalFolder(training_place), "points")))
         second = tmp_path / "second.log"
         stack.enter_context(background(*WORK, env=on_server, log=second))
-        server = Server(api, deployments, 0, second)
+        server = Server(api, "", deployments, 0, second, tmp_path)
 
         def goes_on():
             return len(list(journal_files(LocalFolder(training_place), "points"))) > attempts
