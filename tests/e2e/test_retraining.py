@@ -107,6 +107,7 @@ def at_once(here: Here, *more: str) -> list[dict[str, Any]]:
     return [json.loads(text.splitlines()[-1]) for text in said]
 
 
+@pytest.mark.rest
 def test_a_champion_is_trained_on_as_data_arrive(here):
     """First model, nothing new, the rest arrives and two runs at once: one trains v2 from v1."""
     (first,) = here.answers

@@ -85,6 +85,7 @@ def test_a_worker_rolls_back(server, tmp_path):
     assert "drew nothing" in shown["data"]
 
 
+@pytest.mark.rest
 def test_a_scheduled_run_is_done_when_it_is_due(server):
     """The server's scheduler makes it, the worker does it, in the store beside the deployment."""
     client = registered(server.folder / "runs", versions=2)

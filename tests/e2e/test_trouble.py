@@ -47,6 +47,7 @@ def kill(*processes: psutil.Process) -> None:
     psutil.wait_procs(processes, timeout=20)
 
 
+@pytest.mark.rest
 def test_a_run_outlives_its_worker_and_its_server(chain, tmp_path):
     """Worker and flow are killed in mid-run: a true state, a free slot, one successor that goes on
     from the checkpoint, and through a killed and restarted Prefect server, to its end.
