@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import pytest
 from registered_versions import NAME, aliases, registered
 
 from pipelines.succession import Succession
