@@ -220,6 +220,12 @@ def told(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def differs(report: dict[str, Any]) -> bool:
+    """Whether lengths of captions or features of images differ beyond chance from before."""
+    tests = (report["lengths"], report["features"])
+    return any(found is not None and found["p_value"] < _ALARM for found in tests)
+
+
 def _verdict(p_value: float) -> str:
     said = "differs beyond chance" if p_value < _ALARM else "no difference beyond chance"
     return f"{said}, p = {p_value:.2g}"

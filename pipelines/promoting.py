@@ -14,7 +14,7 @@ from pipelines.scoring import open_scoring, score
 from pipelines.settings import Settings
 from pipelines.store import StoreError
 from pipelines.succession import Outcome, Succession, registered_name
-from pipelines.tracking import TRACKING_ERRORS, client, tracking_uri
+from pipelines.tracking import TRACKING_ERRORS, client, shown_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +87,7 @@ def promote(
             gate.keep(outcome, forced=force)
     except TRACKING_ERRORS as error:
         raise RegistryError(
-            f"{tracking_uri(settings)} failed in the promotion of {found.title} ({error}): see "
+            f"{shown_uri(settings)} failed in the promotion of {found.title} ({error}): see "
             "`sdn doctor`, then ask for it again; what was begun is completed then"
         ) from error
     hint = "" if outcome.champion else ". With force and a reason a person overrules this"

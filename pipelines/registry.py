@@ -244,7 +244,7 @@ def find_version(settings: Settings, uri: str) -> Any:
         ) from error
 
 
-def champion_of(settings: Settings, name: str) -> Any | None:
+def champion_version(settings: Settings, name: str) -> Any | None:
     """MLflow's version that is the champion of a registered model; None where there is none.
 
     Raises:
@@ -256,7 +256,7 @@ def champion_of(settings: Settings, name: str) -> Any | None:
         if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             return None
         raise RegistryError(
-            f"MLflow at {tracking_uri(settings)} cannot be asked who the champion of {name} is "
+            f"MLflow at {shown_uri(settings)} cannot be asked who the champion of {name} is "
             f"({error}): see `sdn doctor`"
         ) from error
 

@@ -16,7 +16,7 @@ from pipelines.registry import (
     SHA256,
     DamagedModelError,
     RegistryError,
-    champion_of,
+    champion_version,
     versions_of,
 )
 from pipelines.release import DECISION, PARENT
@@ -86,7 +86,7 @@ def find_parent(run: Run) -> Parent | None:
         DamagedModelError: its stage two is not what was registered.
     """
     name = f"sdn-{run.config.name}"
-    found = champion_of(run.settings, name)
+    found = champion_version(run.settings, name)
     if found is None:
         return None
     version, tags = str(found.version), dict(found.tags)

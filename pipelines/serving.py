@@ -310,7 +310,12 @@ def ray_program(
         argv += [f"--num-cpus={cpus}"]
     if folder is not None:
         argv += [f"--temp-dir={folder}"]
-    return Program(argv=tuple(argv), env={"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"})
+    return Program(
+        argv=tuple(argv),
+        env={"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"},
+        # As in `start_ray`: at Ray's own niceness of 15 ranks would wait for all else.
+        defaults={"RAY_worker_niceness": "0"},
+    )
 
 
 def _weed() -> str:

@@ -15,8 +15,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 _PASSWORD_CHARS = 12
 _SHORTEST_CREDENTIAL = 6
 """Characters; to hide anything shorter would make texts unreadable, and keep no secret."""
-_READ_ELSEWHERE = ("SDN_ORDER", "SDN_CHAOS", "SDN_CHAOS_SEED")
-"""By Ray Jobs of ours, and by the tests."""
+_READ_ELSEWHERE = (
+    *("SDN_ORDER", "SDN_PART", "SDN_PART_OF"),
+    *("SDN_CHAOS", "SDN_CHAOS_SEED", "SDN_PICTURES"),
+)
+"""By Ray Jobs of ours and the processes of a stack, and by the tests."""
 
 
 class Settings(BaseSettings):

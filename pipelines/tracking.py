@@ -10,7 +10,6 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -78,11 +77,10 @@ def public_uri(uri: str) -> str:
 
 def artifact_page(settings: Settings, experiment: str, run: str, name: str) -> str:
     """Address of MLflow's page of a run's artifact, no name or password in it; "" without one."""
-    uri = urlsplit(tracking_uri(settings))
-    if not uri.scheme.startswith("http"):
+    uri = public_uri(tracking_uri(settings))
+    if not uri.startswith("http"):
         return ""
-    server = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"
-    return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/{name}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}/artifacts/{name}"
 
 
 def client(settings: Settings) -> mlflow.MlflowClient:

@@ -42,13 +42,12 @@ def prepare(run: Run) -> Job:
     return Job(stage=stage, work=lambda _: prepare_into_store(run, stage.folder, report))
 
 
-def check_splits(config: RunConfig, data: Done) -> None:
+def check_splits(config: RunConfig, samples: dict[str, int]) -> None:
     """Refuse data on which a later stage would fail, before anything is trained.
 
     Raises:
         ValueError: no test split, or no validation split where trials are to be ranked on it.
     """
-    samples = data.result["samples"]
     found = ", ".join(f"{split} {count}" for split, count in samples.items())
     if not samples.get("test"):
         raise ValueError(

@@ -146,12 +146,14 @@ def two_sample_test(
         permutations: draws.
         seed: of the draws.
     """
+    from torchmetrics.image.kid import poly_kernel
+
     n, m = len(first), len(second)
     if min(n, m) < LEAST:
         return None
     pooled = torch.cat([first, second]).double()
     # In float64 and without the diagonal: pairs of a vector with itself are no pairs.
-    kernel = (pooled @ pooled.T / pooled.shape[1] + 1) ** 3
+    kernel = poly_kernel(pooled, pooled)
     kernel.fill_diagonal_(0)
     own = torch.zeros(1, n + m, dtype=torch.float64)
     own[0, :n] = 1

@@ -32,9 +32,18 @@ def look_at_ray(settings: Settings, config: RunConfig) -> Iterator[Check]:
         found = str(error).splitlines()[0][:300]
         yield Check(ok=False, what="Ray", found=found, remedy=remedy)
         return
-    yield Check(ok=True, what="Ray", found=f"{client.get_address()} answers")
+    yield Check(ok=True, what="Ray", found=f"{client.get_address()} answers{_asks()}")
     yield from versions(about)
     yield room(_cpus(client), config)
+
+
+def _asks() -> str:
+    """What keeps others out of ports that cannot all be bound to one machine."""
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    if is_token_auth_enabled():
+        return "; its ports are open to the network, and it asks for its token"
+    return "; its ports are open to the network, and no token is set here (RAY_AUTH_MODE=token)"
 
 
 def _about(client: Any) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from pipelines.deploying import find_file, read_entries
 from pipelines.diagnosis.check import Check
 from pipelines.flows import POOL, RECONCILER
 
@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 
 
 def expected_deployments() -> list[str]:
-    """What `prefect.yaml` deploys; without the project's folder only the pipeline is known."""
-    import yaml
-
-    plan = Path(__file__).parents[2] / "prefect.yaml"
-    if not plan.is_file():
-        return ["sdn-pipeline"]
-    return [one["name"] for one in yaml.safe_load(plan.read_text())["deployments"]]
+    """What `sdn deploy` deploys."""
+    return [one["name"] for one in read_entries(find_file(None), POOL)]
 
 
 def look_at_prefect(settings: Settings) -> Iterator[Check]:
@@ -92,7 +87,9 @@ class _Server:
         if answer.is_success and answer.text.strip() == "true":
             return Check(ok=True, what="Prefect", found=found)
         if answer.status_code in {401, 403}:
-            remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY as the server"
+            remedy = (
+                "set SDN_AUTH=user:password (or PREFECT_API_AUTH_STRING, PREFECT_API_KEY) as there"
+            )
         elif not self.url.endswith("/api"):
             found = f"{self.url} is not its API"
             remedy = f"set PREFECT_API_URL={self.url}/api"

@@ -56,7 +56,7 @@ def _written_to(settings: Settings) -> Check:
 
 def look_at_landing(settings: Settings) -> Iterator[Check]:
     """Whether new data can be read, where a landing place is named."""
-    landing: str | None = getattr(settings, "landing", None)
+    landing = settings.landing
     if landing is None:
         return
     try:

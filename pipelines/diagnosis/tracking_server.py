@@ -85,7 +85,10 @@ def _reached(client: httpx.Client, shown: str) -> Check:
         return Check(ok=False, what="MLflow", found=found, remedy=remedy)
     status = search.status_code if health.is_success else health.status_code
     if status in {401, 403}:
-        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of it"
+        remedy = (
+            "set SDN_AUTH=user:password (or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD) "
+            "to an account of it"
+        )
     ok = health.is_success and status not in {401, 403} and not search.is_server_error
     return Check(ok=ok, what="MLflow", found=f"{shown} answers {status}", remedy=remedy)
 

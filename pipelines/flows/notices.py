@@ -52,6 +52,18 @@ def tell_of_letters(run: Run, error: TooManyDeadLetters, flow_run: UUID | str | 
     )
 
 
+def tell_of_arrival(run: Run, report: Done, flow_run: UUID | str | None) -> None:
+    """Tell of a version of a data set that came with dead letters, or differs beyond chance."""
+    from pipelines.data_report import differs, told  # torch, which a rollback has no need of
+
+    found = report.result
+    if not found["dead_letters"] and not differs(found):
+        return
+    title = f"{found['place']}: version {found['version']} needs a look"
+    page = run_page(run.settings, flow_run)
+    notify(run.settings, "data", title, "\n".join(told(found)), page, key=report.key)
+
+
 def tell_of_decision(
     run: Run, tracked: Tracked, registered: dict[str, Any], compared: Done, report: str
 ) -> None:

@@ -126,7 +126,7 @@ def on_data(run: Run, then: Callable[[Tracked, Done], T]) -> T:
     """Prepare the data set, show it, and go on in MLflow's runs of this config on it."""
     tracker = Tracker(run.settings, run.config.name, flow_run.get_id() or "")
     data = prepare(run, tracker)
-    work.check_splits(run.config, data)
+    work.check_splits(run.config, data.result["samples"])
     tracked = Tracked(tracker, run.config.name, parent_key(run, data))
     with tracked.failing():
         show_data(run, data)

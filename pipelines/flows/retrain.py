@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prefect import flow
@@ -15,21 +14,19 @@ from prefect.states import Completed
 from pydantic import Field
 
 from pipelines import retraining, work
-from pipelines.cluster import stop_ray
 from pipelines.data_report import markdown, report_job
 from pipelines.flows.form import Epochs, Rate, RecipeName
 from pipelines.flows.going_on import train_and_decide
-from pipelines.flows.notices import HOOKS, tell_of_letters
+from pipelines.flows.notices import HOOKS, tell_of_arrival, tell_of_letters
+from pipelines.flows.opening import own_ray, refused
 from pipelines.flows.pipeline import chain
-from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_dead_letters, show_result
-from pipelines.flows.stages import Progress, do, terminal
+from pipelines.flows.stages import Progress, do
 from pipelines.ingesting import ingest, only_one, plain
-from pipelines.orphans import ended_with_this_process
 from pipelines.preparing import letter_rows, place
 from pipelines.reasons import TrainingError
 from pipelines.registry import RegistryError
-from pipelines.run import Done, Run, RunSpec, parse_overrides
+from pipelines.run import Run, RunSpec, parse_overrides
 from pipelines.tracking import never_raising
 from sdn.config import to_dict
 from sdn.data.dataset import DataSet
@@ -103,7 +100,8 @@ def retrain(
         A completed state whose name says what came of it: NoLandingPlace, UnderWay, NothingNew,
         Waiting, FirstModel, Promoted or Rejected; its data are JSON values.
     """
-    run = RunSpec(recipe, parse_overrides(changes), store or None).open(Progress())
+    with refused({"recipe": recipe, "store": store, "changes": changes}):
+        run = RunSpec(recipe, parse_overrides(changes), store or None).open(Progress())
     wanted = Wanted(
         landing=landing or run.settings.landing or "",
         dataset=plain(dataset or run.settings.grown),
@@ -127,13 +125,8 @@ def retrain(
                 "UnderWay",
                 f"another run retrains on {wanted.dataset} already, and sees what has arrived",
             )
-        # The command line guards all it starts; in a worker's process only Ray is started here.
-        guard = ended_with_this_process() if terminal.get() is None else nullcontext()
-        with guard, living(run.settings):
-            try:
-                return retrain_alone(run, wanted)
-            finally:
-                stop_ray()
+        with own_ray(run.settings):
+            return retrain_alone(run, wanted)
 
 
 def retrain_alone(run: Run, wanted: Wanted) -> State[dict[str, Any]]:
@@ -208,6 +201,7 @@ def show_arrived(run: Run, found: Ingested) -> None:
     if waiting:
         heading = f"## Left for the next look: {found.waiting_count:,}"
         text = "\n".join([text, "", heading, "", *waiting])
+    tell_of_arrival(run, done, flow_run.get_id())
     with never_raising("Prefect's artifact of the data report"):
         create_markdown_artifact(text, key="arrived")
 
@@ -244,16 +238,8 @@ def first_model(
     """Without a champion the whole pipeline runs on the data set."""
     config = retraining.grown(run.config, wanted.dataset, manifest)
     run = dataclasses.replace(run, config=config)
-    data = Done(
-        name="prepare",
-        key="",
-        folder="",
-        result={"samples": manifest.counts},
-        seconds=0,
-        fresh=True,
-    )
     try:
-        work.check_splits(config, data)
+        work.check_splits(config, manifest.counts)
     except ValueError as error:
         return told("Waiting", f"no first model yet: {error}", found)
     answer = chain(run)

@@ -290,12 +290,11 @@ def test_one_store_knows_nothing_of_anothers_results(tmp_path):
 def test_splits_are_checked_before_training(samples, trials, words):
     """What a later stage would fail on is refused with the setting that mends it."""
     config = with_overrides(recipe("tiny"), {"search.trials": str(trials)})
-    data = done("prepare", {"samples": samples})
     if words is None:
-        check_splits(config, data)
+        check_splits(config, samples)
         return
     with pytest.raises(ValueError, match=words):
-        check_splits(config, data)
+        check_splits(config, samples)
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(1, 1), (2, 2), (16, 2)])
