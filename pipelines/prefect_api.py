@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -18,6 +19,10 @@ class PrefectApiError(RuntimeError):
 
 class LoginError(PrefectApiError):
     """The server wants another login."""
+
+
+class _BusyError(PrefectApiError):
+    """It says so: its database was locked for too long, and nothing was done."""
 
 
 class PrefectApi:
@@ -80,8 +85,14 @@ class PrefectApi:
         except (PrefectApiError, httpx.HTTPError):  # it may be starting
             return False
 
+    @retry(
+        retry=retry_if_exception_type(_BusyError),
+        stop=stop_after_attempt(5),
+        wait=wait_exponential_jitter(0.5, 5),
+        reraise=True,
+    )
     def ask(self, method: str, path: str, content: Any = None, *, absent: Any = ...) -> Any:
-        """The server's answer.
+        """The server's answer; a busy one is asked again.
 
         Args:
             method: of HTTP.
@@ -103,5 +114,7 @@ class PrefectApi:
                 "server has it"
             )
         if not answer.is_success:
-            raise PrefectApiError(f"{method} {self.url}/{path}: {answer.status_code} {answer.text}")
+            busy = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            text = f"{method} {self.url}/{path}: {answer.status_code} {answer.text}"
+            raise (_BusyError if busy else PrefectApiError)(text)
         return answer.json() if answer.content else None

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import COMMAND
 from PIL import Image
+from places import COMMAND
 
 from pipelines.points import read_points, spooled_points
 from sdn.data.dataset import open_dataset

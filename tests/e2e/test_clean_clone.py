@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, place
 from PIL import Image
+from places import ROOT, place
 
 
 @pytest.mark.rest  # installs all packages once more; the chain itself runs in test_chain

@@ -22,7 +22,7 @@ import postgres_server
 import psutil
 import pytest
 import s3_server
-from conftest import COMMAND, PREFECT, ROOT, background, free_port, place
+from places import COMMAND, PREFECT, ROOT, background, free_port, place
 
 from pipelines.s3_files import S3Files
 from sdn.ledger import attempts_of

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import COMMAND, Place, place
 from PIL import Image
+from places import COMMAND, Place, place
 
 
 def draw(folder: Path, first: int, count: int, size: int = 48) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import mlflow
 import pytest
-from conftest import COMMAND, place
 from PIL import Image, ImageDraw
+from places import COMMAND, place
 
 from pipelines.flows.arrival import arrival_event
 from sdn.data.dataset import open_dataset

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from browser import browser_page
-from conftest import COMMAND, free_port
 from PIL import Image
+from places import COMMAND, free_port
 
 from sdn.sampling import open_synthesizer, save_synthesizer
 from sdn.stage_run import CONFIG

@@ -14,8 +14,8 @@ import time
 import httpx
 import pytest
 from browser import browser_page
-from conftest import ROOT, background, free_port
 from PIL import Image
+from places import ROOT, background, free_port
 
 PATIENCE_MS = 120_000
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import s3_server
-from conftest import place
 from gate import Gate
+from places import place
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import mlflow
 import psutil
 import pytest
-from conftest import COMMAND, WORK, Server, background, deploy, free_port, place, prefect_server
+from places import COMMAND, WORK, Server, background, deploy, free_port, place, prefect_server
 
 from pipelines.flows.pulse import read_pulse
 from sdn.checkpoint import Checkpoints

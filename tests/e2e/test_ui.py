@@ -8,7 +8,7 @@ import time
 
 import httpx
 import psutil
-from conftest import COMMAND, free_port
+from places import COMMAND, free_port
 
 
 def test_both_pages_answer_and_end_with_ctrl_c(chain, tmp_path):

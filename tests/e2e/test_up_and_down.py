@@ -20,7 +20,7 @@ import boto3
 import httpx
 import psutil
 import pytest
-from conftest import COMMAND, place
+from places import COMMAND, place
 
 from pipelines.marks import marked
 from pipelines.ports import free_ports, listens
