@@ -14,7 +14,8 @@ from pipelines.scoring import open_scoring, score
 from pipelines.settings import Settings
 from pipelines.store import StoreError
 from pipelines.succession import Outcome, Succession, registered_name
-from pipelines.tracking import TRACKING_ERRORS, client, shown_uri
+from pipelines.tracking import TRACKING_ERRORS, client
+from pipelines.tracking_place import shown_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable

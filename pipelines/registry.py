@@ -18,7 +18,8 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.digests import folder_digest
 from pipelines.model_check import model_folder_in
-from pipelines.tracking import KEY_TAG, client, shown_uri, tracking_uri
+from pipelines.tracking import KEY_TAG, client
+from pipelines.tracking_place import shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

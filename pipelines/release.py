@@ -29,7 +29,8 @@ from pipelines.report import (
 )
 from pipelines.stage import Stage
 from pipelines.succession import Succession
-from pipelines.tracking import TRACKING_ERRORS, never_raising, shown_uri
+from pipelines.tracking import TRACKING_ERRORS, never_raising
+from pipelines.tracking_place import shown_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable

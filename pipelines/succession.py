@@ -33,7 +33,8 @@ from pipelines.registry import (
     RegistryError,
     champions,
 )
-from pipelines.tracking import client, shown_uri
+from pipelines.tracking import client
+from pipelines.tracking_place import shown_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable

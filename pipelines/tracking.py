@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 
 from pipelines.masking import masked
 from pipelines.points import spooled_points
+from pipelines.tracking_place import tracking_uri
 from sdn.recording import SHEETS
 
 if TYPE_CHECKING:
@@ -58,29 +58,6 @@ def _metrics(point: dict[str, Any]) -> list[Metric]:
         _LAST: 1.0,
     }
     return [Metric(k, float(v), point["time_ms"], point["step"]) for k, v in values.items()]
-
-
-def tracking_uri(settings: Settings) -> str:
-    """Where runs and models are kept: the configured server, or SQLite beside the store."""
-    return settings.tracking_uri or f"sqlite:///{settings.local / 'mlflow.db'}"
-
-
-def shown_uri(settings: Settings) -> str:
-    """The same for texts: without the password that a database's address may have."""
-    return masked(tracking_uri(settings))
-
-
-def public_uri(uri: str) -> str:
-    """An address without user and password, as a link for everybody."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
-
-
-def artifact_page(settings: Settings, experiment: str, run: str, name: str) -> str:
-    """Address of MLflow's page of a run's artifact, no name or password in it; "" without one."""
-    uri = public_uri(tracking_uri(settings))
-    if not uri.startswith("http"):
-        return ""
-    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}/artifacts/{name}"
 
 
 def client(settings: Settings) -> mlflow.MlflowClient:

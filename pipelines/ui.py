@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.keeping import Keeper, Kept
 from pipelines.ports import HOST, check_port
-from pipelines.tracking import tracking_uri
+from pipelines.tracking_place import tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable

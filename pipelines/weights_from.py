@@ -56,7 +56,8 @@ def _read(where: str, settings: Settings) -> bytes:
 
 
 def _of_mlflow(run: str, settings: Settings) -> bytes:
-    from pipelines.tracking import TRACKING_ERRORS, client, shown_uri
+    from pipelines.tracking import TRACKING_ERRORS, client
+    from pipelines.tracking_place import shown_uri
 
     asked = client(settings)
     try:

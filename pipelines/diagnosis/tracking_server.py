@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from pipelines.diagnosis.check import Check
-from pipelines.tracking import public_uri, tracking_uri
+from pipelines.tracking_place import public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

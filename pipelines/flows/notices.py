@@ -8,7 +8,7 @@ from prefect.utilities.urls import url_for
 
 from pipelines.notifying import notify
 from pipelines.settings import Settings
-from pipelines.tracking import never_raising, public_uri, tracking_uri
+from pipelines.tracking_place import public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -68,6 +68,8 @@ def tell_of_decision(
     run: Run, tracked: Tracked, registered: dict[str, Any], compared: Done, report: str
 ) -> None:
     """Tell whether a version became the champion; once for each version."""
+    from pipelines.tracking import never_raising  # loads MLflow, which the reconciler lacks
+
     name, number = registered["name"], registered["version"]
     client = tracked.tracker.client
     with never_raising("the notice of the decision"):

@@ -40,7 +40,8 @@ from pipelines.release import example_caption, release
 from pipelines.report import ReportParts
 from pipelines.run import Done, Run
 from pipelines.stage import Stage
-from pipelines.tracking import Tracker, never_raising, shown_uri
+from pipelines.tracking import Tracker, never_raising
+from pipelines.tracking_place import shown_uri
 from sdn.config import to_dict
 from sdn.data.dead_letters import TooManyDeadLetters
 from sdn.space import with_values

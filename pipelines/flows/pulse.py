@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL
 from pipelines.liveness import BEAT_EVERY_S, Pulse
 from pipelines.notifying import forget
 from pipelines.processes import ProcessName, this_process
-from pipelines.tracking import public_uri, tracking_uri
+from pipelines.tracking_place import public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

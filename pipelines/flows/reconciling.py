@@ -40,7 +40,7 @@ from pipelines.flows.notices import settings_of, tell_of_run
 from pipelines.flows.pulse import TRACKING, read_pulse
 from pipelines.liveness import CLAIMING, Claim, Limits, Moment, Verdict, Watch
 from pipelines.processes import Life, life
-from pipelines.tracking import end_left, public_uri, tracking_uri
+from pipelines.tracking_place import public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,6 +221,8 @@ class Reconciler:
         """End what the run has left RUNNING in MLflow."""
         settings = self._settings_at(run)
         if settings is not None:
+            from pipelines.tracking import end_left  # loads MLflow, 170 MiB that wait for trouble
+
             end_left(settings, str(run.id))
 
     def _settings_at(self, run: FlowRun) -> Settings | None:

@@ -15,7 +15,8 @@ from prefect.artifacts import (
 from pipelines.flows.form import AS_RECIPE
 from pipelines.preparing import first_letters
 from pipelines.search_tables import search_rows, told
-from pipelines.tracking import artifact_page, never_raising
+from pipelines.tracking import never_raising
+from pipelines.tracking_place import artifact_page
 from sdn.config import to_dict
 
 if TYPE_CHECKING:

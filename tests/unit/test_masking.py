@@ -4,7 +4,7 @@ import typer
 from pipelines.masking import masked
 from pipelines.settings import Settings
 from pipelines.terminal import expected_errors
-from pipelines.tracking import shown_uri, tracking_uri
+from pipelines.tracking_place import shown_uri, tracking_uri
 
 
 @pytest.mark.parametrize(
