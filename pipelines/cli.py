@@ -82,8 +82,6 @@ def run(
 
     with expected_errors():
         quiet()
-        from pipelines.flows.form import RecipeName
-        from pipelines.flows.pipeline import pipeline
         from pipelines.run import RunSpec, parse_overrides
 
         if weights_from is not None and not weights_from.strip():
@@ -103,17 +101,25 @@ def run(
             answer(plan | more, as_json=as_json)
             return
         opened.store.check()
-        from pipelines.flows.stages import terminal
+        from pipelines.early_server import early_server
         from pipelines.orphans import ended_with_this_process
         from sdn.data.dead_letters import TooManyDeadLetters
 
         try:
-            with ended_with_this_process(), display.progress() as progress:
+            with (
+                ended_with_this_process(),
+                early_server() as ready,
+                display.progress() as progress,
+            ):
+                from pipelines.flows.form import RecipeName
+                from pipelines.flows.pipeline import pipeline
+                from pipelines.flows.stages import terminal
+
+                ready()
                 token = terminal.set(progress)
                 try:
-                    name = cast("RecipeName", recipe)
                     found = pipeline(
-                        recipe=name,
+                        recipe=cast("RecipeName", recipe),
                         store=store or "",
                         weights_from=weights_from or "",
                         changes=set_ or [],

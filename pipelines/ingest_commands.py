@@ -142,8 +142,7 @@ def retrain(
     with expected_errors():
         quiet()
         from pipelines.data_commands import show_letters
-        from pipelines.flows.retrain import retrain as flow
-        from pipelines.flows.stages import terminal
+        from pipelines.early_server import early_server
         from pipelines.orphans import ended_with_this_process
         from sdn.data.dead_letters import TooManyDeadLetters
 
@@ -162,7 +161,15 @@ def retrain(
             "changes": set_ or [],
         }
         try:
-            with ended_with_this_process(), display.progress() as progress:
+            with (
+                ended_with_this_process(),
+                early_server() as ready,
+                display.progress() as progress,
+            ):
+                from pipelines.flows.retrain import retrain as flow
+                from pipelines.flows.stages import terminal
+
+                ready()
                 token = terminal.set(progress)
                 try:
                     found: dict[str, Any] = flow(**wanted)

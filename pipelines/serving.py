@@ -276,8 +276,8 @@ def ray_program(
 ) -> Program:
     """A Ray node in the foreground: the head of a cluster, or one that joins it.
 
-    Ray's ports are open to the network whatever it is told, except on a head that is told 127.0.0.1
-    by name; so it asks everyone for the cluster's token.
+    Some of Ray's ports are open to the network whatever it is told; so it asks everyone for the
+    cluster's token.
 
     Args:
         host: where the head's dashboard listens; None for a cluster of this machine alone.
@@ -303,7 +303,7 @@ def ray_program(
         argv += [f"--dashboard-host={host or HOST}", f"--ray-client-server-port={client}"]
     else:
         argv += [f"--address={join}"]
-    if (join is None and host is None) or (join or "").startswith(f"{HOST}:"):
+    if is_loopback(host or HOST) if join is None else join.startswith(f"{HOST}:"):
         # Workers anywhere: several nodes may share the machine, and a port below 20000 be chosen.
         argv += [f"--node-ip-address={HOST}", "--min-worker-port=0", "--max-worker-port=0"]
     if cpus is not None:

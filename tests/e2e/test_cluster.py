@@ -1,13 +1,16 @@
-"""The parts of `infra/compose.yaml` as processes, and a pipeline on them that loses a node.
+"""The commands of `infra/compose.yaml` as processes, and a pipeline on them that loses a node.
 
-Postgres, SeaweedFS, MLflow, Prefect with a worker, a Ray head and a node beside it, each with
-credentials that must not come to light anywhere.
+Postgres, SeaweedFS, MLflow, Prefect with a worker and a reconciler, a Ray head and a node beside
+it, each with credentials that must not come to light anywhere. Commands, environments and health
+checks are read from the file; only addresses and folders are this machine's. For want of machines
+the head takes a rank here, and the worker's flows run on the head's node.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -16,21 +19,26 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import boto3
 import httpx
+import infra_files
 import postgres_server
 import psutil
 import pytest
-import s3_server
-from places import COMMAND, PREFECT, ROOT, background, free_port, place
+from places import COMMAND, ROOT, background, free_port, place
 
+from pipelines.prefect_api import PrefectApi
 from pipelines.s3_files import S3Files
 from sdn.ledger import attempts_of
 
-pytestmark = [pytest.mark.rest, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.rest, pytest.mark.timeout(1800)]
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 USER = "someone"
-PYTHON_M = (sys.executable, "-m")
+BUCKET = "sdn"
+LISTENING = {"s3": 8333, "mlflow": 5000, "prefect": 4200, "ray-head": 6379, "dashboard": 8265}
+"""Ports in the file; those of this machine stand in for them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,54 @@ class Planted:
         return [name for name, value in vars(self).items() if value in text]
 
 
+class Composed:
+    """The services of the file, at addresses and in folders of this machine."""
+
+    def __init__(self, planted: Planted, token: Path, database: int, folder: Path) -> None:
+        self.ports = {name: free_port() for name in LISTENING}
+        given = {
+            "SDN_AUTH": f"{USER}:{planted.auth}",
+            "AWS_ACCESS_KEY_ID": "owner",
+            "AWS_SECRET_ACCESS_KEY": planted.s3,
+            "SDN_POSTGRES_PASSWORD": planted.database,
+            "SDN_RAY_TOKEN_FILE": str(token),
+            "SDN_WORKER_CPUS": "1",
+        }
+        self._instead = {
+            "postgres:5432": f"127.0.0.1:{database}",
+            "/var/lib/sdn/s3": str(folder / "s3"),
+            "/run/secrets/ray_token": str(token),
+            "0.0.0.0": "127.0.0.1",
+        }
+        for name, port in LISTENING.items():
+            host = "ray-head" if name == "dashboard" else name
+            for before in (f"{host}:{port}", f"127.0.0.1:{port}"):
+                self._instead[before] = f"127.0.0.1:{self.ports[name]}"
+        self._services: dict[str, Any] = infra_files.compose(given)["services"]
+
+    def _here(self, text: str) -> str:
+        by_port = {str(port): str(self.ports[name]) for name, port in LISTENING.items()}
+        # At once: what was put in is not looked at again.
+        known = "|".join(map(re.escape, self._instead))
+        text = re.sub(rf"({known})(?!\d)", lambda match: self._instead[match[1]], text)
+        return by_port.get(text, text)
+
+    def command(self, name: str) -> list[str]:
+        """What the container runs, which is the image's entrypoint `sdn` and these words."""
+        return [COMMAND, *(self._here(word) for word in self._services[name]["command"])]
+
+    def env(self, name: str) -> dict[str, str]:
+        """What is set in the container."""
+        found = self._services[name].get("environment", {})
+        return {key: self._here(str(value)) for key, value in found.items()}
+
+    def health_check(self, name: str) -> list[str]:
+        """How the engine finds out whether it is well."""
+        _, program, *words = self._services[name]["healthcheck"]["test"]
+        assert program == "python"
+        return [sys.executable, *(self._here(word) for word in words)]
+
+
 @dataclass(frozen=True)
 class Parts:
     """Where everything is."""
@@ -58,23 +114,18 @@ class Parts:
     """With a log for each process."""
     ray_folder: Path
     env: dict[str, str]
-    """Of those who use the parts."""
+    """Of the worker, and of those who use the parts as it does."""
     planted: Planted
     database: postgres_server.Postgres
-    s3: s3_server.S3Server
     node: subprocess.Popen
     """The second node of the Ray cluster."""
-    mlflow: str
-    prefect: str
+    api: PrefectApi
+    s3: Any
+    """An owner's client."""
 
     @property
     def login(self):
         return (USER, self.planted.auth)
-
-    def ask(self, path, content):
-        answer = httpx.post(f"{self.prefect}/{path}", json=content, auth=self.login, timeout=30)
-        assert answer.is_success, answer.text
-        return answer.json()
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -89,33 +140,55 @@ class Parts:
         return found
 
 
-def programs(ports, database, ray_folder):
-    """Command line of each part: what the containers run, on addresses of this machine."""
-    ray = (*PYTHON_M, "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
-    # Workers anywhere: both nodes, and whatever clusters there are else, share this machine.
-    ray += ("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0")
-    ray += ("--num-cpus=1", "--object-store-memory=150000000")
-    return {
-        "mlflow": (
-            *PYTHON_M, "mlflow", "server", "--host=127.0.0.1", f"--port={ports['mlflow']}",
-            "--workers=1", "--backend-store-uri", database.address("psycopg", "mlflow"),
-            "--serve-artifacts", "--artifacts-destination=s3://data/mlflow",
-        ),
-        "prefect": (
-            *PYTHON_M, "prefect", "server", "start", "--host=127.0.0.1",
-            f"--port={ports['prefect']}",
-        ),
-        "ray-head": (
-            *ray, "--head", f"--port={ports['ray']}", f"--dashboard-port={ports['dashboard']}",
-            "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={ports['agent']}",
-            f"--ray-client-server-port={ports['client']}", f"--temp-dir={ray_folder}",
-        ),
-        "ray-node": (
-            *ray, f"--address=127.0.0.1:{ports['ray']}",
-            f"--dashboard-agent-listen-port={ports['agent-2']}",
-        ),
-        "worker": (*PYTHON_M, "prefect", "worker", "start", "--pool=sdn", "--type=process"),
-    }  # fmt: skip
+class Machine:
+    """Starts services of the file as processes, and ends them."""
+
+    def __init__(self, stack: contextlib.ExitStack, composed: Composed, folder: Path) -> None:
+        self._stack, self._composed, self._folder = stack, composed, folder
+        self._env = place(folder).env | {"SDN_CACHE": str(folder / "cache")}
+
+    def env(self, name: str, **more: str) -> dict[str, str]:
+        return self._env | self._composed.env(name) | more
+
+    def start(self, name: str, *more: str, **env: str) -> subprocess.Popen:
+        command = (*self._composed.command(name), *more)
+        log = self._folder / f"{name}.log"
+        return self._stack.enter_context(background(*command, env=self.env(name, **env), log=log))
+
+    def start_ray(self, name: str, *more: str) -> subprocess.Popen:
+        """Ray gives a node half a minute to start, which a busy machine may not keep."""
+        log = self._folder / f"{name}.log"
+        for _ in range(3):
+            process = self.start(name, *more)
+            while process.poll() is None:
+                if "Ray runtime started" in log.read_text():
+                    return process
+                time.sleep(0.5)
+        raise AssertionError(log.read_text()[-3000:])
+
+    def once(self, name: str) -> None:
+        """A service that does its work and ends."""
+        done = subprocess.run(
+            self._composed.command(name), env=self.env(name), cwd=ROOT, capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        (self._folder / f"{name}.log").write_text(done.stdout + done.stderr)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def wait(self, name: str, process: subprocess.Popen) -> None:
+        """Ask as the engine does, until it is well."""
+        until = time.monotonic() + 300
+        while True:
+            asked = subprocess.run(
+                self._composed.health_check(name), env=self.env(name), cwd=ROOT, check=False,
+                capture_output=True, text=True,
+            )  # fmt: skip
+            if asked.returncode == 0:
+                return
+            said = asked.stderr + (self._folder / f"{name}.log").read_text()[-3000:]
+            assert process.poll() is None, said
+            assert time.monotonic() < until, said
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -123,117 +196,43 @@ def parts(tmp_path_factory):
     """Everything started, deployed and healthy."""
     postgres_server.require()
     folder, planted = tmp_path_factory.mktemp("cluster"), Planted.new()
-    s3_folder = tmp_path_factory.mktemp("s3")
+    token = tmp_path_factory.mktemp("secrets") / "ray-token"
+    token.write_text(planted.ray)
+    token.chmod(0o600)
     # Ray's sockets lie there, and their paths may have 107 characters.
     ray_folder = Path(tempfile.mkdtemp(prefix="sdn-r-"))
-    names = ("mlflow", "prefect", "ray", "dashboard", "client", "agent", "agent-2")
-    ports = {name: free_port() for name in names}
-    api, mlflow = f"http://127.0.0.1:{ports['prefect']}/api", f"http://127.0.0.1:{ports['mlflow']}"
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, ray_folder, ignore_errors=True)
         database = stack.enter_context(postgres_server.running(planted.database))
-        s3 = stack.enter_context(s3_server.running(s3_folder, secret=planted.s3))
         for name in ("mlflow", "prefect"):
             database.make(name)
-        common = place(folder).env | s3.keys() | {
-            "AWS_ENDPOINT_URL": s3.endpoint,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": planted.ray,
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
-            "RAY_worker_niceness": "0",
-            "SDN_CACHE": str(folder / "cache"),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        }  # fmt: skip
-        on_database = common | {"PGPASSWORD": planted.database}
-        env = common | {
-            "SDN_AUTH": f"{USER}:{planted.auth}",
-            "PREFECT_API_URL": api,
-            "PREFECT_API_AUTH_STRING": f"{USER}:{planted.auth}",
-            "MLFLOW_TRACKING_USERNAME": USER,
-            "MLFLOW_TRACKING_PASSWORD": planted.auth,
-            "SDN_TRACKING_URI": mlflow,
-            "SDN_STORE": "s3://data/runs",
-            "SDN_RAY_ADDRESS": f"127.0.0.1:{ports['ray']}",
-        }
-        environments = {
-            "mlflow": on_database
-            | {
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
-            },
-            "prefect": on_database
-            | {
-                "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.address("asyncpg", "prefect"),
-                "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{planted.auth}",
-            },
-            "ray-head": common,
-            "ray-node": common,
-            "worker": env,
-        }
-        commands = programs(ports, database, ray_folder)
-
-        def start(name):
-            return stack.enter_context(
-                background(*commands[name], env=environments[name], log=folder / f"{name}.log")
-            )
-
+        composed = Composed(planted, token, database.port, folder)
+        machine = Machine(stack, composed, folder)
         stack.callback(end_ray, ray_folder)
-
-        def start_ray(name):
-            """Ray gives a node half a minute to start, which a busy machine may not keep."""
-            for _ in range(3):
-                process = start(name)
-                while process.poll() is None:
-                    if "Ray runtime started" in (folder / f"{name}.log").read_text():
-                        return process
-                    time.sleep(0.5)
-            raise AssertionError((folder / f"{name}.log").read_text()[-3000:])
-
-        def wait(name, *addresses):
-            wait_healthy(started[name], folder / f"{name}.log", addresses, env)
-
-        started = {"ray-head": start_ray("ray-head")}
-        started |= {name: start(name) for name in ("mlflow", "prefect")}
-        wait("ray-head", *(f"tcp://127.0.0.1:{ports[name]}" for name in ("ray", "dashboard")))
-        node = start_ray("ray-node")
-        wait("prefect", f"{api}/health")
-        deploy(env)
-        started["worker"] = start("worker")
-        wait("mlflow", f"{mlflow}/health")
-        wait("worker", "worker://sdn")
+        # Two nodes, not the four of the file: the head has a core here.
+        head = machine.start_ray("ray-head", "--cpus", "1", "--folder", str(ray_folder))
+        started = {name: machine.start(name) for name in ("s3", "mlflow", "prefect")}
+        machine.wait("ray-head", head)
+        node = machine.start_ray("ray-worker")
+        for name, process in started.items():
+            machine.wait(name, process)
+        machine.once("deploy")
+        # `auto` would be whatever cluster this machine has.
+        address = {"SDN_RAY_ADDRESS": f"127.0.0.1:{composed.ports['ray-head']}"}
+        last = {"worker": machine.start("worker", **address)}
+        last["reconciler"] = machine.start("reconciler")
+        for name, process in last.items():
+            machine.wait(name, process)
+        env = machine.env("worker", **address)
+        client = boto3.client(
+            "s3", endpoint_url=env["SDN_S3_ENDPOINT"], region_name="us-east-1",
+            aws_access_key_id="owner", aws_secret_access_key=planted.s3,
+        )  # fmt: skip
+        api = stack.enter_context(PrefectApi(env["PREFECT_API_URL"], (USER, planted.auth)))
         yield Parts(
             folder=folder, ray_folder=ray_folder, env=env, planted=planted, database=database,
-            s3=s3, node=node, mlflow=mlflow, prefect=api,
+            node=node, api=api, s3=client,
         )  # fmt: skip
-
-
-def wait_healthy(process, log, addresses, env):
-    """Ask as the containers' health checks do, until it is well."""
-    until = time.monotonic() + 300
-    while True:
-        asked = subprocess.run(
-            [*PYTHON_M, "pipelines.health", *addresses], env=env, cwd=ROOT, check=False,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if asked.returncode == 0:
-            return
-        said = asked.stderr + log.read_text()[-3000:]
-        assert process.poll() is None, said
-        assert time.monotonic() < until, said
-        time.sleep(0.5)
-
-
-def deploy(env):
-    """The work pool and the deployments."""
-    for command in (
-        ("work-pool", "create", "sdn", "--type", "process"),
-        ("deploy", "--all"),
-    ):
-        done = subprocess.run(
-            [PREFECT, "--no-prompt", *command],
-            env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def end_ray(folder):
@@ -264,16 +263,15 @@ CHANGES = (
 @pytest.fixture(scope="module")
 def survived(parts):
     """A run of the pipeline in whose second stage the second node is killed; (id, lines, s)."""
-    (found,) = parts.ask(
-        "deployments/filter", {"deployments": {"name": {"any_": ["sdn-pipeline"]}}}
-    )
-    parameters = {"recipe": "tiny", "store": None, "changes": list(CHANGES)}
-    run = parts.ask(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
+    named = {"deployments": {"name": {"any_": ["sdn-pipeline"]}}}
+    (found,) = parts.api.ask("POST", "deployments/filter", named)
+    parameters = {"recipe": "tiny", "changes": list(CHANGES)}
+    path = f"deployments/{found['id']}/create_flow_run"
+    run = parts.api.ask("POST", path, {"parameters": parameters})["id"]
     began = time.monotonic()
 
     def state():
-        answer = httpx.get(f"{parts.prefect}/flow_runs/{run}", auth=parts.login, timeout=30)
-        return answer.json()["state"]["type"]
+        return parts.api.ask("GET", f"flow_runs/{run}")["state"]["type"]
 
     def wait(what, check, seconds):
         until = time.monotonic() + seconds
@@ -283,7 +281,7 @@ def survived(parts):
             time.sleep(0.5)
         return got
 
-    names = wait("two ranks train stage two", lambda: trained_by_two(parts), 1500)
+    names = wait("two ranks train stage two", lambda: trained_by_two(parts), 900)
     lines = parts.trees()
     killed = time.monotonic()
     kill_tree(parts.node)
@@ -295,25 +293,26 @@ def survived(parts):
 
 def objects(parts, prefix=""):
     """All that lies in the bucket: (key, content)."""
-    pages = parts.s3.client.get_paginator("list_objects_v2")
-    for page in pages.paginate(Bucket=s3_server.BUCKET, Prefix=prefix):
+    pages = parts.s3.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=BUCKET, Prefix=prefix):
         for one in page.get("Contents", []):
-            body = parts.s3.client.get_object(Bucket=s3_server.BUCKET, Key=one["Key"])["Body"]
+            body = parts.s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"]
             yield one["Key"], body.read()
 
 
 def training_of(parts, stage):
     """The place of a stage's training; None before there is one."""
-    listed = parts.s3.client.list_objects_v2(
-        Bucket=s3_server.BUCKET, Prefix=f"runs/training/{stage}", MaxKeys=1
+    listed = parts.s3.list_objects_v2(
+        Bucket=BUCKET, Prefix=f"runs/training/{stage}", MaxKeys=1
     ).get("Contents")
     if not listed:
         return None
     name = listed[0]["Key"].split("/")[2]
     with pytest.MonkeyPatch.context() as patch:
-        for variable, value in parts.s3.keys().items():
-            patch.setenv(variable, value)
-        files = S3Files(f"s3://data/runs/training/{name}", endpoint=parts.s3.endpoint)
+        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            patch.setenv(variable, parts.env[variable])
+        endpoint = parts.env["SDN_S3_ENDPOINT"]
+        files = S3Files(f"s3://{BUCKET}/runs/training/{name}", endpoint=endpoint)
         assert files.client
     return files
 
@@ -351,14 +350,14 @@ def done_key(parts):
 def test_the_model_is_registered(parts, survived):
     """MLflow on Postgres has the version, its files in the bucket, and Prefect its artifacts."""
     answer = httpx.get(
-        f"{parts.mlflow}/api/2.0/mlflow/registered-models/alias",
+        f"{parts.env['SDN_TRACKING_URI']}/api/2.0/mlflow/registered-models/alias",
         params={"name": "sdn-tiny", "alias": "champion"}, auth=parts.login, timeout=30,
     )  # fmt: skip
     assert answer.is_success, answer.text
     assert answer.json()["model_version"]["version"] == "1"
     assert any(key.startswith("mlflow/") for key, _ in objects(parts, "mlflow/"))
     run, _, _ = survived
-    artifacts = parts.ask("artifacts/filter", {})
+    artifacts = parts.api.ask("POST", "artifacts/filter", {})
     mine = {one["key"] for one in artifacts if one["flow_run_id"] == run}
     assert {"resolved-config", "result"} <= mine
 
