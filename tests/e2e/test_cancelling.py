@@ -73,9 +73,8 @@ def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_p
     assert 0 < newest.step < newest.steps
 
 
-@pytest.mark.parametrize(
-    "cluster", ["embedded", pytest.param("cluster", marks=pytest.mark.rest)], indirect=True
-)
+@pytest.mark.rest
+@pytest.mark.parametrize("cluster", ["embedded", "cluster"], indirect=True)
 def test_cancelling_stops_a_search_within_30_s(chain, server, cluster, tmp_path):
     """All trials end, no process and no actor is left, and no trial counts as failed for it."""
     here, _ = chain

@@ -100,6 +100,7 @@ def test_short_trials_alone_do_not_replace_the_recipes_own_weights(chain):
     assert "Plotly" in (pictures / "parallel-coordinates.html").read_text()
 
 
+@pytest.mark.rest
 def test_a_rerun_is_the_stage_that_follows_and_its_weights_can_be_reused(chain, tmp_path):
     """Re-run at full length, the taken trial is not trained again; another run takes its weights.
 
@@ -301,6 +302,7 @@ def test_a_killed_run_goes_on_where_it_was(chain):
     assert steps == sorted({*range(20, result["steps"], 20), result["steps"]})
 
 
+@pytest.mark.rest
 def test_a_loss_that_is_not_finite_is_not_run_into_again(chain):
     """A rate that blows the weights up ends stage one at once, the second time before it starts."""
     here, _ = chain

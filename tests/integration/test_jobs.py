@@ -56,6 +56,7 @@ def test_a_killed_flow_leaves_its_training_and_the_next_one_attaches(cluster, st
     assert steps[0] == 20  # what was said before it came is said again
 
 
+@pytest.mark.rest
 def test_an_ended_flow_stops_the_job_and_frees_the_cluster(cluster, store, tmp_path):
     """SIGTERM of the flow, as Prefect cancels: checkpoint, job stopped, cores free, none left."""
     order = training_place.order_of(store, "ended-1", epochs=400)

@@ -72,9 +72,9 @@ def finish_at_once(pool, uri, client, name, order):
 
 
 def test_flows_that_finish_at_once(place, pool):
-    """Twenty times eight challengers in two processes: never do two win against the same one."""
+    """Eight times eight challengers in two processes: never do two win against the same one."""
     lost = 0
-    for number in range(20):
+    for number in range(8):
         name = f"sdn-race-{number}"
         client = registered(place, versions=len(VERSIONS), name=name)
         order = random.Random(number).sample(VERSIONS, len(VERSIONS))
