@@ -88,7 +88,7 @@ class PrefectApi:
     @retry(
         retry=retry_if_exception_type(_BusyError),
         stop=stop_after_attempt(5),
-        wait=wait_exponential_jitter(0.5, 5),
+        wait=wait_exponential_jitter(multiplier=0.5, max=5),
         reraise=True,
     )
     def ask(self, method: str, path: str, content: Any = None, *, absent: Any = ...) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NAME = "sdn-tiny"
 FIRST = ("data.test_share=0.3", "data.validation_share=0.05", "data.limit=null", "search.trials=0",
          "teacher.epochs=1", "captions.epochs=2", "stage_one.epochs=0", "stage_two.epochs=1",
-         "stage_two.rate=0.0003", "evaluation.judge.epochs=2", "promotion.margin=0.5",
+         "stage_two.rate=0.0003", "evaluation.judge.epochs=2", "promotion.level=0.2",
          "workers=1")  # fmt: skip
 """A short chain whose first model has hardly begun: one that is trained on is better."""
 COLOURS = ("red", "green", "blue", "yellow", "black", "purple", "orange", "brown")
