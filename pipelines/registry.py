@@ -90,7 +90,12 @@ def register(
         tracker.client.create_registered_model(name, description="Text-to-image, see the versions.")
     own = {KEY_TAG: key, SHA256: digest, CODE: code_version()}
     made = tracker.client.create_model_version(
-        name, source=info.model_uri, run_id=run, tags={**tags, **own}, description=card
+        name,
+        source=info.model_uri,
+        run_id=run,
+        tags={**tags, **own},
+        description=card,
+        model_id=info.model_id,  # a server refuses a source that no id answers for
     )
     number = str(made.version)
     tracker.client.set_registered_model_alias(name, CHALLENGER, number)

@@ -261,7 +261,9 @@ def worker_program(settings: Settings, *, pool: str, kind: str) -> Program:
             "as PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     argv = (sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind)
-    return Program(argv=argv, env=_ASK_NOBODY | settings.logins)
+    # In a log each step of a bar is a line.
+    quiet = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    return Program(argv=argv, env=_ASK_NOBODY | settings.logins, defaults=quiet)
 
 
 def ray_program(

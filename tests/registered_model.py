@@ -55,7 +55,7 @@ def write_samples(folder: Path, model: Path) -> Path:
 
 @dataclass(frozen=True)
 class Place:
-    """A store with a model, its samples, and MLflow on SQLite."""
+    """A store with a model, its samples, and MLflow."""
 
     store: Path
     model: Path
@@ -77,9 +77,10 @@ class Place:
         )
 
 
-def place(folder: Path) -> Place:
-    """A fresh place in an empty folder, with nothing registered yet."""
+def place(folder: Path, tracking_uri: str | None = None) -> Place:
+    """A fresh place in an empty folder, with nothing registered yet; MLflow there or on SQLite."""
     store = folder / "store"
     model = write_small_model(store / "stages" / "stage_two-0123456789abcdef")
     samples = write_samples(folder / "samples", model)
-    return Place(store, model, samples, Tracker(Settings(store=str(store)), "small"))
+    settings = Settings(store=str(store), tracking_uri=tracking_uri)
+    return Place(store, model, samples, Tracker(settings, "small"))

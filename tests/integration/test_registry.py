@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import registered_model
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from places import COMMAND, background, free_port
 from registered_model import CAPTIONS, NAME, SEEDS
 
 from pipelines.digests import folder_digest
 from pipelines.generation import find_model
 from pipelines.model_check import FORBIDDEN, SAMPLES
+from pipelines.ports import listens
 from pipelines.registry import CHALLENGER, DamagedModelError, RegistryError, model_folder
 from sdn.sampling import STUDENT
 from sdn.tensor_files import read_tensors, write_tensors
@@ -27,6 +31,24 @@ pytestmark = pytest.mark.timeout(600)
 def place(tmp_path):
     """A model and its samples, nothing registered."""
     return registered_model.place(tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """The same with MLflow on a server that asks for a login, as `sdn up` and containers run it."""
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("SDN_AUTH", "someone:not-a-real-password")
+    monkeypatch.setenv("SDN_CACHE", str(tmp_path / "cache"))
+    words = ("--port", str(port), "--artifacts", str(tmp_path / "artifacts"))
+    words += ("--database", f"sqlite:///{tmp_path}/served.db")
+    log = tmp_path / "mlflow.log"
+    with background(COMMAND, "serve", "mlflow", *words, env=dict(os.environ), log=log):
+        until = time.monotonic() + 90
+        while not listens(port):
+            assert time.monotonic() < until, log.read_text()[-2000:]
+            time.sleep(0.2)
+        yield registered_model.place(tmp_path, uri)
 
 
 def versions(place):
@@ -56,6 +78,17 @@ def test_a_model_that_draws_its_samples_is_registered(place):
         path.name for path in place.model.iterdir()
     }
     assert place.register(key="another")["version"] == "2"
+
+
+def test_a_model_is_registered_on_a_server(served, tmp_path):
+    """Its files go through the server into its folder, and come back the same."""
+    found = served.register()
+    assert found == {"name": NAME, "version": "1", "uri": f"models:/{NAME}/1"}
+    (version,) = versions(served)
+    assert version.tags["sdn.sha256"] == folder_digest(served.model)
+    assert list((tmp_path / "artifacts").rglob(STUDENT))
+    folder, _, _ = model_folder(served.tracker.settings, f"models:/{NAME}@{CHALLENGER}")
+    assert folder_digest(folder) == folder_digest(served.model)
 
 
 def _other_pixels(place):
