@@ -22,6 +22,7 @@ GIVEN = {
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|ACCESS_KEY")
 NO_SECRETS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "POSTGRES_PASSWORD_FILE"}
 WITHOUT_PROBE = {"deploy"}
+CONTAINERFILE = infra_files.INFRA / "Containerfile"
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,17 @@ def test_volumes_and_secrets_exist(document):
     mounted = {v.split(":")[0] for s in services for v in s.get("volumes", [])}
     assert mounted == set(document["volumes"])
     assert {x for s in services for x in s.get("secrets", [])} == set(document["secrets"])
+
+
+def test_slots_outlive_the_server(document):
+    """Prefect's home, where the leases of slots lie, is a volume that stays, owned by its user."""
+    prefect = document["services"]["prefect"]
+    (volume,) = prefect["volumes"]
+    name, place = volume.split(":")
+    assert document["volumes"][name] == {}
+    assert prefect["environment"]["PREFECT_HOME"] == place
+    # A new volume has the owner that its place has in the image.
+    assert re.search(rf"install -d -o sdn -g sdn .*{place}\b", CONTAINERFILE.read_text())
 
 
 def test_databases_have_no_password_in_their_address(services):

@@ -358,6 +358,26 @@ def test_services_lead_to_ports():
     assert hosts == {"prefect", "mlflow", "s3"}
 
 
+def test_slots_outlive_the_server():
+    """Prefect's home, where the leases of slots lie, is on a claim that its pod does not own."""
+    spec = TEMPLATES["Deployment/prefect"]["spec"]
+    (server,) = spec["containers"]
+    (home,) = [one["value"] for one in server["env"] if one["name"] == "PREFECT_HOME"]
+    (volume,) = [one["name"] for one in server["volumeMounts"] if one["mountPath"] == home]
+    (source,) = [one for one in spec["volumes"] if one["name"] == volume]
+    claim = source["persistentVolumeClaim"]["claimName"]
+    assert f"PersistentVolumeClaim/{claim}" in DOCUMENTS
+
+
+def test_leases_lie_in_prefects_home(tmp_path):
+    """As the server that `sdn serve prefect` becomes reads its settings."""
+    from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLeaseStorage
+    from prefect.settings import PREFECT_HOME, temporary_settings
+
+    with temporary_settings({PREFECT_HOME: tmp_path}):
+        assert ConcurrencyLeaseStorage().storage_path.is_relative_to(tmp_path)
+
+
 def test_a_worker_may_make_jobs_in_its_namespace_only():
     """The worker's account is bound by a Role, not for the cluster; nobody else has a token."""
     assert not [d for d in DOCUMENTS.values() if d["kind"].startswith("Cluster")]
