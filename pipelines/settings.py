@@ -25,7 +25,8 @@ _READ_ELSEWHERE = (
 class Settings(BaseSettings):
     """Environment variables `SDN_*`."""
 
-    model_config = SettingsConfigDict(env_prefix="SDN_", frozen=True)
+    # A variable that is set to nothing is not set: compose and Kubernetes pass optional ones so.
+    model_config = SettingsConfigDict(env_prefix="SDN_", frozen=True, env_ignore_empty=True)
 
     store: str = Field(
         default="runs",
