@@ -205,13 +205,6 @@ def job_order(name: str) -> str:
     return found
 
 
-def prefect_login() -> str | None:
-    """user:password that Prefect's own clients show its server, out of their own variable."""
-    import os
-
-    return os.environ.get("PREFECT_API_AUTH_STRING")
-
-
 def credentials() -> list[str]:
     """Values of environment variables that are credentials by their names."""
     import os
