@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -211,7 +212,8 @@ def evaluate(
 def doctor(store: StoreOption = None, *, as_json: JsonOption = False) -> None:
     """What is installed, which device, which servers answer, what is missing and what to do."""
     with expected_errors():
-        quiet()
+        with suppress(ValueError):  # a malformed variable has a line of its own
+            quiet()
         from pipelines.diagnosis import diagnose
 
         checks = diagnose(store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from tenacity import (
     wait_fixed,
 )
 
+from pipelines.deployed import as_left, resolved, version_of
 from pipelines.prefect_api import PrefectApi
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Wanted:
 def deploy(settings: Settings, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
     """Make the bucket, the pool, its queues and the deployments that are not there as wanted.
 
-    What is there is left as it is, down to a schedule that was paused.
+    What is there is left as it is: limits, schedules, whether a trigger is on, what was paused.
 
     Args:
         settings: with the server and the store.
@@ -84,13 +84,14 @@ def deploy(settings: Settings, wanted: Wanted, say: Callable[[str], None]) -> di
         made = [*_bucket(settings), *_pool(api, wanted)]
         for one in made:
             say(one)
-        there = {one["name"]: one["version"] for one in api.ask("POST", "deployments/filter", {})}
-        new = [one for one in entries if there.get(one["name"]) != one["version"]]
+        there = {one["name"]: one for one in api.ask("POST", "deployments/filter", {})}
+        new = [one for one in entries if _differ(one, there.get(one["name"]))]
         if new:
             say(f"deploying {', '.join(one['name'] for one in new)}")
-            kept = _paused(api, [one["name"] for one in new])
-            _run_prefect(settings, new)
-            _pause_again(api, kept)
+            _run_prefect(settings, [_kept(api, one, there.get(one["name"])) for one in new])
+            _pause_again(
+                api, [one["name"] for one in new if there.get(one["name"], {}).get("paused")]
+            )
     return {
         "file": str(path),
         "pool": wanted.pool,
@@ -127,8 +128,9 @@ def find_file(given: Path | None) -> Path:
 def read_entries(path: Path, pool: str) -> list[dict[str, Any]]:
     """The deployments of a file, for one pool, each with a version that says what it is.
 
-    The version is a digest of the entry and of the code, for the form of a deployment comes out of
-    the code. So what has not changed is known without loading a flow.
+    The version has digests of the entry, as it is and with the environment filled in, and of the
+    code, for the form of a deployment comes out of the code. So what has not changed is known
+    without loading a flow.
 
     Raises:
         DeployError: the file has no deployments.
@@ -138,12 +140,29 @@ def read_entries(path: Path, pool: str) -> list[dict[str, Any]]:
     if not entries:
         raise DeployError(f"{path} has no deployments")
     code = _code_digest()
+    # The shell's PWD may be another folder than this process works in.
+    variables = os.environ | {"PWD": str(Path.cwd())}
     for entry in entries:
         entry.setdefault("work_pool", {})["name"] = pool
         entry.setdefault("pull", found.get("pull", []))
-        about = json.dumps([entry, code], sort_keys=True, default=str)
-        entry["version"] = hashlib.sha256(about.encode()).hexdigest()[:12]
-    return entries
+        entry["version"] = version_of(entry, code, variables)
+    return [resolved(entry, variables) for entry in entries]
+
+
+def _differ(entry: dict[str, Any], found: dict[str, Any] | None) -> bool:
+    """Whether an entry has to be deployed; one whose pool was deleted has lost its queue."""
+    if found is None or found["version"] != entry["version"]:
+        return True
+    return bool(found["work_pool_name"] != entry["work_pool"]["name"])
+
+
+def _kept(api: PrefectApi, entry: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
+    """The entry with what a person has changed on the server."""
+    if found is None:
+        return entry
+    return as_left(
+        entry, found, api.ask("GET", f"automations/related-to/prefect.deployment.{found['id']}")
+    )
 
 
 def _code_digest() -> str:
@@ -268,28 +287,11 @@ def _run_prefect(settings: Settings, entries: list[dict[str, Any]]) -> None:
         raise DeployError(f"`prefect deploy` refused: {said}")
 
 
-def _paused(api: PrefectApi, names: list[str]) -> dict[str, Any]:
-    """What a person has paused of the deployments of these names, as far as they are there."""
-    found = api.ask("POST", "deployments/filter", {"deployments": {"name": {"any_": names}}})
-    return {
-        one["name"]: {
-            "paused": one["paused"],
-            "schedules": [s["schedule"] for s in one["schedules"] if not s["active"]],
-        }
-        for one in found
-    }
-
-
-def _pause_again(api: PrefectApi, kept: dict[str, Any]) -> None:
-    """Pause what was paused: deploying anew makes all of it active."""
-    if not any(one["paused"] or one["schedules"] for one in kept.values()):
+def _pause_again(api: PrefectApi, names: list[str]) -> None:
+    """Pause what was paused: deploying anew resumes it."""
+    if not names:
         return
-    content = {"deployments": {"name": {"any_": list(kept)}}}
+    content = {"deployments": {"name": {"any_": names}}}
     for one in api.ask("POST", "deployments/filter", content):
-        before = kept[one["name"]]
-        for schedule in one["schedules"]:
-            if schedule["active"] and schedule["schedule"] in before["schedules"]:
-                path = f"deployments/{one['id']}/schedules/{schedule['id']}"
-                api.ask("PATCH", path, {"active": False})
-        if before["paused"] and not one["paused"]:
+        if not one["paused"]:
             api.ask("PATCH", f"deployments/{one['id']}", {"paused": True})

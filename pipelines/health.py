@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pipelines.settings import Settings, prefect_login
+from pipelines.settings import Settings
 
 _PATIENCE_S = 8
 
@@ -67,13 +67,14 @@ def _process(name: str) -> None:
 
 
 def _worker(pool: str) -> None:
-    api = Settings().prefect_api_url
+    settings = Settings()
+    api = settings.prefect_api_url
     if api is None:
         raise ValueError("PREFECT_API_URL is not set: no server knows of workers")
     headers = {"Content-Type": "application/json"}
-    login = prefect_login()
+    login = settings.credentials
     if login is not None:
-        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+        headers["Authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
     url = f"{api.rstrip('/')}/work_pools/{pool}/workers/filter"
     found = json.loads(_open(urllib.request.Request(url, b"{}", headers)))  # noqa: S310 (configured)
     if not any(worker.get("status") == "ONLINE" for worker in found):

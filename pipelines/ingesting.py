@@ -104,7 +104,7 @@ def ingest(
         TooManyDeadLetters: of what came; nothing was appended, and the next look tries again.
         ValueError: as `sdn.data.shards.write_dataset`.
     """
-    _refuse_nested(landing, dataset)
+    refuse_nested(landing, dataset)
     files, source = place(dataset, settings), place(landing, settings)
     if "://" not in source.uri and not Path(source.uri).is_dir():
         raise LandingError(
@@ -183,8 +183,12 @@ def plain(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
 
 
-def _refuse_nested(landing: str, dataset: str) -> None:
-    """A data set inside its landing place would be read into itself."""
+def refuse_nested(landing: str, dataset: str) -> None:
+    """Return if neither place lies in the other.
+
+    Raises:
+        LandingError: one does: the data set would be read into itself.
+    """
     outer, inner = (f"{plain(uri)}/" for uri in (landing, dataset))
     if inner.startswith(outer) or outer.startswith(inner):
         raise LandingError(

@@ -25,7 +25,8 @@ _READ_ELSEWHERE = (
 class Settings(BaseSettings):
     """Environment variables `SDN_*`."""
 
-    model_config = SettingsConfigDict(env_prefix="SDN_", frozen=True)
+    # A variable that is set to nothing is not set: compose and Kubernetes pass optional ones so.
+    model_config = SettingsConfigDict(env_prefix="SDN_", frozen=True, env_ignore_empty=True)
 
     store: str = Field(
         default="runs",
@@ -202,13 +203,6 @@ def job_order(name: str) -> str:
     if found is None:
         raise ValueError(f"{name} is not set: pipelines.train_job runs as a Ray Job, see sdn run")
     return found
-
-
-def prefect_login() -> str | None:
-    """user:password that Prefect's own clients show its server, out of their own variable."""
-    import os
-
-    return os.environ.get("PREFECT_API_AUTH_STRING")
 
 
 def credentials() -> list[str]:

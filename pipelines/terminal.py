@@ -34,7 +34,7 @@ def quiet() -> None:
     Anything set already is kept.
 
     Raises:
-        ValueError: SDN_AUTH is not what servers take.
+        ValueError: SDN_AUTH is not what servers take, or a variable is malformed.
     """
     from pipelines.settings import Settings
 
@@ -50,13 +50,14 @@ def quiet() -> None:
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "RAY_USAGE_STATS_ENABLED": "0",
         "GIT_PYTHON_REFRESH": "quiet",
-        **Settings().logins,
     }.items():
         os.environ.setdefault(name, value)
     # What libraries warn developers of; among it MLflow's wish for type hints on predict, which
     # would drop the model's parameters.
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    for name, value in Settings().logins.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -67,12 +68,19 @@ def expected_errors() -> Iterator[None]:
     except typer.Exit:  # a RuntimeError too
         raise
     except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        from pipelines.settings import Settings
-
-        if Settings().traceback:
+        if _with_traceback():
             raise
         say(f"error: {masked(str(error))}", error=True)
         raise typer.Exit(1) from error
+
+
+def _with_traceback() -> bool:
+    from pipelines.settings import Settings
+
+    try:
+        return Settings().traceback
+    except ValueError:  # a malformed variable, which is the error that is told
+        return False
 
 
 def say(text: str, *, error: bool = False) -> None:

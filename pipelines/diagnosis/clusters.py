@@ -26,24 +26,37 @@ def look_at_ray(settings: Settings, config: RunConfig) -> Iterator[Check]:
         about = _about(client)
     except (ClusterError, RuntimeError, OSError) as error:
         remedy = (
-            "start it with `ray start --head --include-dashboard=true`, bring its token "
+            "start it with `sdn serve ray` (`sdn up --ray` for all of it), bring its token "
             "(RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset SDN_RAY_ADDRESS to run embedded"
         )
         found = str(error).splitlines()[0][:300]
         yield Check(ok=False, what="Ray", found=found, remedy=remedy)
         return
-    yield Check(ok=True, what="Ray", found=f"{client.get_address()} answers{_asks()}")
+    yield Check(ok=True, what="Ray", found=f"{client.get_address()} answers")
+    yield guard(client.get_address())
     yield from versions(about)
     yield room(_cpus(client), config)
 
 
-def _asks() -> str:
-    """What keeps others out of ports that cannot all be bound to one machine."""
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+def guard(url: str) -> Check:
+    """What keeps others out of ports that cannot all be bound to one machine.
 
-    if is_token_auth_enabled():
-        return "; its ports are open to the network, and it asks for its token"
-    return "; its ports are open to the network, and no token is set here (RAY_AUTH_MODE=token)"
+    Args:
+        url: of the dashboard, which is asked for its jobs without a token.
+    """
+    import httpx
+
+    answer = httpx.get(f"{url.rstrip('/')}/api/jobs/", timeout=5)
+    asks = answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}
+    said = "it asks for its token" if asks else "whoever reaches them may run any code: no token"
+    return Check(
+        ok=asks,
+        what="Ray's ports",
+        found=f"open to the network; {said}",
+        remedy="start every node with `sdn serve ray` (RAY_AUTH_MODE=token) and one token, 32 or "
+        "more characters: `openssl rand -hex 32 > ~/.ray/auth_token`, the same file on all "
+        "machines and here",
+    )
 
 
 def _about(client: Any) -> dict[str, Any]:

@@ -1,21 +1,59 @@
-"""Variables that mislead: misspelt ones, proxies before this machine, too many threads."""
+"""Variables that mislead: malformed or misspelt ones, proxies before this machine, many threads."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
+
+from pydantic import ValidationError
 
 from pipelines.cluster import cores
 from pipelines.diagnosis.check import Check
-from pipelines.settings import known_variables, sdn_variables, threads_variable
+from pipelines.settings import Settings, known_variables, sdn_variables, threads_variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipelines.settings import Settings
-
 _LOCAL = "127.0.0.1"
+
+
+def readable(store: str | None) -> Settings:
+    """The settings, with the default in the place of each that cannot be read.
+
+    Args:
+        store: overrides the configured one.
+    """
+    given: dict[str, Any] = {} if store is None else {"store": store}
+    fields = Settings.model_fields
+    broken = {name: fields[name].default for name in _unreadable() if name in fields}
+    return Settings(**broken, **given)
+
+
+def malformed() -> Iterator[Check]:
+    """A line for each variable whose value cannot be read; values are not repeated."""
+    for name, reason in _unreadable().items():
+        variable = f"SDN_{name.upper()}"
+        about = Settings.model_fields[name].description or ""
+        yield Check(
+            ok=False,
+            what=variable,
+            found=reason,
+            remedy=f"correct {variable}, or unset it: {about}",
+        )
+    try:
+        _ = readable(None).credentials
+    except ValueError as error:
+        yield Check(ok=False, what="SDN_AUTH", found="it cannot be used", remedy=str(error))
+
+
+def _unreadable() -> dict[str, str]:
+    """Field -> what is wrong with the value that the environment gives it."""
+    try:
+        Settings()
+    except ValidationError as error:
+        return {str(one["loc"][0]): one["msg"] for one in error.errors(include_input=False)}
+    return {}
 
 
 def look_at_environment(settings: Settings) -> Iterator[Check]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from importlib.metadata import version
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from pipelines.deploying import find_file, read_entries
+from pipelines.deployed import same_code
+from pipelines.deploying import FILE, RUNS, TRAINING, TRAININGS, find_file, read_entries
 from pipelines.diagnosis.check import Check
 from pipelines.flows import POOL, RECONCILER
 
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
 
     from pipelines.settings import Settings
 
+KINDS = ("process", "kubernetes")
+"""Types of pools whose workers can start our flows."""
 
-def expected_deployments() -> list[str]:
-    """What `sdn deploy` deploys."""
-    return [one["name"] for one in read_entries(find_file(None), POOL)]
+
+def expected_deployments() -> dict[str, str]:
+    """Name -> version of what `sdn deploy` would deploy from here."""
+    return {one["name"]: one["version"] for one in read_entries(find_file(None), POOL)}
 
 
 def look_at_prefect(settings: Settings) -> Iterator[Check]:
@@ -47,6 +52,7 @@ def _stands_on(server: _Server, settings: Settings) -> Iterator[Check]:
     yield server.same_version()
     yield server.keeps_leases()
     yield server.pool()
+    yield server.kind()
     yield server.worker()
     yield server.queues()
     yield server.deployed()
@@ -68,6 +74,17 @@ def _client(url: str) -> httpx.Client:
     return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, auth=basic, timeout=5)
 
 
+def workers_here() -> Iterator[tuple[str, str]]:
+    """(pool, type) of each worker that runs on this machine; the server does not know the type."""
+    import psutil
+
+    for one in psutil.process_iter(["cmdline"]):
+        words = one.info["cmdline"] or []
+        options = dict(pairwise(words))
+        if options.get("worker") == "start" and {"--pool", "--type"} <= options.keys():
+            yield options["--pool"], options["--type"]
+
+
 @dataclass
 class _Server:
     """Asks a server; each answer is one check."""
@@ -77,7 +94,10 @@ class _Server:
 
     def reached(self) -> Check:
         """Whether it answers, and is Prefect's API."""
-        remedy = "start it with `prefect server start`, or unset PREFECT_API_URL to run embedded"
+        remedy = (
+            "start it with `sdn serve prefect` (`sdn up` for all of it), or unset PREFECT_API_URL "
+            "to run embedded"
+        )
         try:
             answer = self.client.get("health")
         except httpx.HTTPError as error:
@@ -113,7 +133,8 @@ class _Server:
             ok=kept != "memory",
             what="Prefect slots",
             found=f"kept in {kept}",
-            remedy="start the server with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+            remedy="start the server with `sdn serve prefect`, or with "
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
             "prefect.server.concurrency.lease_storage.filesystem: without it a restart of the "
             "server ends every run that holds a slot",
         )
@@ -126,13 +147,13 @@ class _Server:
                 ok=False,
                 what="Prefect pool",
                 found=f"no work pool {POOL}",
-                remedy=f"prefect work-pool create {POOL} --type process",
+                remedy=f"sdn deploy --pool {POOL} (it makes pool, queues, limits and deployments)",
             )
         if pool["is_paused"]:
             found, remedy = f"{POOL} is paused", f"prefect work-pool resume {POOL}"
         else:
             found = f"{POOL} has a limit of 0"
-            remedy = f"prefect work-pool clear-concurrency-limit {POOL}"
+            remedy = f"sdn deploy --runs {RUNS}"
         ok = not pool["is_paused"] and pool["concurrency_limit"] != 0
         found = f"{POOL}, type {pool['type']}" if ok else found
         return Check(ok=ok, what="Prefect pool", found=found, remedy=remedy)
@@ -145,7 +166,22 @@ class _Server:
             ok=bool(online),
             what="Prefect worker",
             found=f"{len(online)} online" if online else f"none is online in {POOL}",
-            remedy=f"prefect worker start --pool {POOL}",
+            remedy=f"sdn serve worker --pool {POOL} --type {self._kind}",
+        )
+
+    def kind(self) -> Check:
+        """The pool is of a type whose runs our workers start."""
+        here = [kind for pool, kind in workers_here() if pool == POOL]
+        others = [kind for kind in here if kind != self._kind]
+        known = self._kind in KINDS
+        found = f"pool {self._kind}, workers of this machine {', '.join(here) or 'none'}"
+        return Check(
+            ok=self._pool is None or (known and not others),
+            what="Prefect pool's type",
+            found=found,
+            remedy=f"prefect work-pool delete {POOL}, then sdn deploy --type "
+            f"{others[0] if others else KINDS[0]}: a worker starts no runs of a pool of another "
+            f"type, and expected is one of {', '.join(KINDS)}",
         )
 
     def queues(self) -> Check:
@@ -153,33 +189,51 @@ class _Server:
         queues = self._post(f"work_pools/{POOL}/queues/filter") if self._pool else []
         paused = [one["name"] for one in queues if one["is_paused"]]
         closed = [one["name"] for one in queues if one["concurrency_limit"] == 0]
-        names = paused or closed
-        what = "resume" if paused else "clear-concurrency-limit"
-        return Check(
-            ok=not names,
-            what="Prefect queues",
-            found=f"{', '.join(names)} {'paused' if paused else 'with a limit of 0'}"
-            if names
-            else f"{len(queues)} open",
-            remedy=f"prefect work-queue {what} {' '.join(names[:1])} --pool {POOL}",
-        )
+        limits = {one["name"]: one["concurrency_limit"] for one in queues}
+        of_trainings = f"sdn deploy --trainings {TRAININGS}"
+        ok, remedy = False, f"prefect work-queue resume {' '.join(paused[:1])} --pool {POOL}"
+        if paused:
+            found = f"{', '.join(paused)} paused"
+        elif closed:
+            found = f"{', '.join(closed)} with a limit of 0"
+            clear = f"prefect work-queue clear-concurrency-limit {closed[0]} --pool {POOL}"
+            remedy = of_trainings if TRAINING in closed else clear
+        elif self._pool and limits.get(TRAINING) is None:
+            found = f"{TRAINING} has no limit" if TRAINING in limits else f"no queue {TRAINING}"
+            remedy = f"{of_trainings}: trainings beside each other run out of memory"
+        else:
+            ok, found = True, f"{len(queues)} open"
+        return Check(ok=ok, what="Prefect queues", found=found, remedy=remedy)
 
     def deployed(self) -> Check:
-        """Everything in `prefect.yaml` is there, and no limit of 0 holds its runs back."""
+        """Everything in `prefect.yaml` is there, of this code, and no limit of 0 holds its runs."""
         there = {one["name"]: one for one in self._deployments}
-        missing = [name for name in expected_deployments() if name not in there]
+        wanted = expected_deployments()
+        missing = [name for name in wanted if name not in there]
+        older = [
+            name
+            for name, version in wanted.items()
+            if name in there and not same_code(there[name]["version"], version)
+        ]
         limits = {name: one.get("global_concurrency_limit") for name, one in there.items()}
-        closed = [name for name, limit in limits.items() if limit and limit["limit"] == 0]
-        found = f"{len(there)} deployed"
+        closed = {n: limit["name"] for n, limit in limits.items() if limit and limit["limit"] == 0}
+        found, remedy = (
+            f"{len(there)} deployed",
+            "sdn deploy, in the folder where runs are to begin",
+        )
         if missing:
             found = f"not deployed: {', '.join(missing)}"
+        elif older:
+            found = f"of other code, or another {FILE}, than here: {', '.join(older)}"
         elif closed:
             found = f"limit 0: {', '.join(closed)}"
+            first = next(iter(closed.values()))
+            remedy = f"prefect global-concurrency-limit update {first} --limit 1"
         return Check(
-            ok=not missing and not closed,
+            ok=not missing and not older and not closed,
             what="Prefect deployments",
             found=found,
-            remedy="prefect deploy --all, in the project's folder",
+            remedy=remedy,
         )
 
     def schedules(self) -> Check:
@@ -234,6 +288,10 @@ class _Server:
             found=f"{answer.json()['value'].get('host', '?')} looked {max(0, looked_s):.0f} s ago",
             remedy=remedy,
         )
+
+    @property
+    def _kind(self) -> str:
+        return str(self._pool["type"]) if self._pool else KINDS[0]
 
     @cached_property
     def _pool(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The store, the clock of its server, and the landing place of new data."""
+"""The store, the clock of its server, the landing place of new data and what grows from it."""
 
 from __future__ import annotations
 
@@ -69,6 +69,42 @@ def look_at_landing(settings: Settings) -> Iterator[Check]:
         yield Check(ok=False, what="landing place", found=str(error), remedy=remedy)
         return
     yield Check(ok=True, what="landing place", found=f"{landing}, readable")
+    yield _growing(landing, settings)
+
+
+def _growing(landing: str, settings: Settings) -> Check:
+    """Whether the data set that grows from there can be written, and lies elsewhere."""
+    from pipelines.ingesting import LandingError, refuse_nested
+
+    what, place = "data set", settings.grown
+    try:
+        refuse_nested(landing, place)
+    except LandingError as error:
+        return Check(ok=False, what=what, found=place, remedy=f"{error} (SDN_DATASET)")
+    try:
+        if "://" in place:
+            open_files(place, settings.cache, settings.s3_endpoint).prepare()
+        else:
+            _require_writable(place)
+    except (StoreError, ValueError, OSError) as error:
+        remedy = "correct SDN_DATASET, or let this account write there"
+        return Check(ok=False, what=what, found=str(error), remedy=remedy)
+    return Check(ok=True, what=what, found=f"{place}, writable")
+
+
+def _require_writable(folder: str) -> None:
+    """Raise if it, or the nearest folder above it that is there, cannot be written.
+
+    Nothing is made there: a data set that has not begun is no folder yet.
+    """
+    import os
+    from pathlib import Path
+
+    path = Path(folder).expanduser().resolve()
+    while not path.exists():
+        path = path.parent
+    if not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
+        raise PermissionError(f"{path} is no folder that this account may write to")
 
 
 def _listable(folder: str) -> bool:

@@ -55,8 +55,8 @@ def _embedded(uri: str, settings: Settings) -> Check:
         found=f"{public_uri(uri)}, and runs come from several machines ({shared})"
         if shared
         else f"embedded, {public_uri(uri)}",
-        remedy="start an MLflow server and set SDN_TRACKING_URI=http://... on all of them: SQLite "
-        "is for one machine",
+        remedy="start one (`sdn serve mlflow`) and set SDN_TRACKING_URI=http://... on all of them: "
+        "SQLite is for one machine",
     )
 
 
@@ -76,7 +76,10 @@ def _machines(settings: Settings) -> str:
 
 def _reached(client: httpx.Client, shown: str) -> Check:
     """Whether it answers, and lets us in."""
-    remedy = "start it with `mlflow server`, or unset SDN_TRACKING_URI to run embedded"
+    remedy = (
+        "start it with `sdn serve mlflow` (`sdn up` for all of it), or unset SDN_TRACKING_URI to "
+        "run embedded"
+    )
     try:
         health = client.get("/health")
         search = client.get("/api/2.0/mlflow/experiments/get?experiment_id=0")
@@ -109,7 +112,7 @@ def _artifacts(client: httpx.Client) -> Check:
     answer = client.get("/api/2.0/mlflow/experiments/get?experiment_id=0")
     known: dict[str, Any] = answer.json() if answer.is_success else {}
     root = known.get("experiment", {}).get("artifact_location", "mlflow-artifacts:/")
-    remedy = "start the server with --artifacts-destination at a place that it may write to"
+    remedy = "start it by `sdn serve mlflow --artifacts PLACE`, with a place that it may write to"
     if not root.startswith("mlflow-artifacts:"):
         path = Path(urlsplit(root).path)
         if root.startswith(("http", "s3:", "gs:", "wasbs:")):

@@ -39,8 +39,10 @@ Trials = Annotated[int, Field(ge=0, le=10_000)]
 AtLeastTwo = Annotated[int, Field(ge=2, le=10_000)]
 Minutes = Annotated[float, Field(ge=0, le=100_000)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Workers = Annotated[int, Field(ge=0, le=1024)]
-Version = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=0, le=48)]
+"""At most as many as lanes; that it has to divide them is said by the config."""
+Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""MLflow keeps it in 32 bits."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "source": ("data.source",),

@@ -12,16 +12,20 @@ import yaml
 from jsonschema import Draft202012Validator
 from sdn_commands import refusal
 
+from pipelines.settings import Settings
+
 GIVEN = {
     "SDN_AUTH": "someone:not-a-real-password",
     "AWS_ACCESS_KEY_ID": "id",
     "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
     "SDN_POSTGRES_PASSWORD": "not-a-real-password",
-    "SDN_RAY_TOKEN_FILE": "ray-token",
+    "SDN_RAY_TOKEN_FILE": "./ray-token",
 }
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|ACCESS_KEY")
 NO_SECRETS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "POSTGRES_PASSWORD_FILE"}
 WITHOUT_PROBE = {"deploy"}
+EXAMPLE = infra_files.INFRA / "compose.env.example"
+CONTAINERFILE = infra_files.INFRA / "Containerfile"
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,43 @@ def test_nothing_starts_without_a_credential(name):
 
 
 def test_the_example_names_every_credential():
-    """compose.env.example has a line for each required variable, and no value."""
-    found = infra_files.lines_of(infra_files.INFRA / "compose.env.example")
+    """compose.env.example has a line for each required variable, and no credential."""
+    found = infra_files.lines_of(EXAMPLE)
     assert set(found) == set(GIVEN)
+    place = found.pop("SDN_RAY_TOKEN_FILE")
     assert set(found.values()) == {""}
+    # Where the file says, from compose.yaml's folder on, and never committed.
+    ignored = (infra_files.ROOT / ".gitignore").read_text().splitlines()
+    token = (infra_files.INFRA / place).resolve().relative_to(infra_files.ROOT)
+    assert str(token) in ignored
+    assert f"> {token}" in (infra_files.INFRA / "README.md").read_text()
+
+
+OPTIONAL = ("SDN_NOTIFY_URL", "SDN_NOTIFY_COMMAND", "SDN_LANDING", "SDN_DATASET")
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_is_optional_reaches_the_flows(name, services, monkeypatch):
+    """Whom to tell and where data arrive: empty means not set; the example names each."""
+    given = infra_files.compose(GIVEN | {name: "https://a.place"})["services"]
+    assert re.search(f"^# {name}=", EXAMPLE.read_text(), re.MULTILINE)
+    for part in ("worker", "reconciler"):
+        assert given[part]["environment"][name] == "https://a.place"
+        monkeypatch.setenv(name, services[part]["environment"][name])
+        field = name.removeprefix("SDN_").lower()
+        assert getattr(Settings(), field) is None
+
+
+def test_a_way_out_has_to_be_asked_for(document):
+    """compose.outside.yaml lets out those who tell people or fetch data, and nobody else."""
+    added = yaml.safe_load((infra_files.INFRA / "compose.outside.yaml").read_text())
+    assert errors_of(added) == []
+    assert not any((one or {}).get("internal") for one in added["networks"].values())
+    assert set(added["networks"]).isdisjoint(document["networks"])
+    inside = {name: set(document["services"][name]["networks"]) for name in added["services"]}
+    assert set(inside) == {"flow-node", "ray-worker", "ray-gpu", "reconciler"}
+    assert not any(networks & {"database", "front"} for networks in inside.values())
+    assert document["services"]["worker"]["network_mode"] == "service:flow-node"
 
 
 def test_no_credential_is_written_down():
@@ -115,7 +152,7 @@ def test_containers_may_little(services):
 def test_ports_are_of_this_machine_alone(services):
     """Published ports are on 127.0.0.1."""
     ports = [port for service in services.values() for port in service.get("ports", [])]
-    assert len(ports) == 3
+    assert len(ports) == 4
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
@@ -175,6 +212,17 @@ def test_volumes_and_secrets_exist(document):
     mounted = {v.split(":")[0] for s in services for v in s.get("volumes", [])}
     assert mounted == set(document["volumes"])
     assert {x for s in services for x in s.get("secrets", [])} == set(document["secrets"])
+
+
+def test_slots_outlive_the_server(document):
+    """Prefect's home, where the leases of slots lie, is a volume that stays, owned by its user."""
+    prefect = document["services"]["prefect"]
+    (volume,) = prefect["volumes"]
+    name, place = volume.split(":")
+    assert document["volumes"][name] == {}
+    assert prefect["environment"]["PREFECT_HOME"] == place
+    # A new volume has the owner that its place has in the image.
+    assert re.search(rf"install -d -o sdn -g sdn .*{place}\b", CONTAINERFILE.read_text())
 
 
 def test_databases_have_no_password_in_their_address(services):

@@ -21,6 +21,9 @@ from pydantic import ValidationError
 from ray_cluster_fields import RayCluster
 from sdn_commands import refusal
 
+from pipelines.deploying import RUNS
+from pipelines.settings import Settings
+
 KUBERNETES = "1.33"
 OPERATORS = {("sdn-ray", "auth_token")}
 """Secrets that an operator makes: KubeRay, for the cluster of this name."""
@@ -345,6 +348,78 @@ def test_ways_between_parts(one, other, port):
     assert both is WAYS[one, other, port]
 
 
+def test_a_way_out_has_to_be_asked_for():
+    """`outside` adds one policy: port 443, for those alone who tell people."""
+    folder = infra_files.INFRA / "kubernetes" / "outside"
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    base, policy = kustomization["resources"]
+    assert (folder / base).resolve() == BASE
+    (added,) = yaml.safe_load_all((folder / policy).read_text())
+    check(added)
+    parts = {t["metadata"]["labels"]["sdn/part"] for t in TEMPLATES.values()}
+    out = {p for p in parts if selects(added["spec"]["podSelector"], {"sdn/part": p})}
+    assert out == {"flow", "reconciler"}
+    told = {
+        one["name"]
+        for one in CONTAINERS.values()
+        if "SDN_NOTIFY_URL" in {variable["name"] for variable in one.get("env", [])}
+    }
+    assert told == {"prefect-job", "reconciler"}
+    assert not allowed("egress", {"sdn/part": "flow"}, {}, 443)
+
+
+def test_optional_settings_may_be_empty(monkeypatch):
+    """What settings.env leaves empty is not set."""
+    empty = {name for name, value in settings().items() if not value}
+    assert empty == {"SDN_LANDING", "SDN_DATASET", "SDN_NOTIFY_COMMAND"}
+    for name in empty:
+        monkeypatch.setenv(name, "")
+    found = Settings()
+    assert (found.landing, found.dataset, found.notify_command) == (None, None, None)
+
+
+UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
+
+
+def amount(text):
+    """A quantity of Kubernetes as a number."""
+    number, unit = re.fullmatch(r"(\d+)(\w*)", str(text)).groups()
+    return int(number) * UNITS[unit]
+
+
+def asked(pod, kind, what):
+    """What a pod asks for: its containers, and those that run beside them."""
+    spec = pod["spec"]
+    beside = [one for one in spec.get("initContainers", []) if one.get("restartPolicy")]
+    found = [one["resources"][kind].get(what, 0) for one in [*spec["containers"], *beside]]
+    return sum(map(amount, found))
+
+
+def how_many(name):
+    """Of each pod at most: a group of Ray as far as it may grow, flows as many as the pool lets."""
+    if TEMPLATES[name]["metadata"]["labels"]["sdn/part"] == "flow":
+        return RUNS
+    for group in DOCUMENTS["RayCluster/sdn-ray"]["spec"]["workerGroupSpecs"]:
+        if name == f"RayCluster/sdn-ray/{group['groupName']}":
+            return group["maxReplicas"]
+    return 1
+
+
+def test_the_quota_lets_all_grow_as_far_as_they_may():
+    """All pods at their most stay below what the namespace may ask for, and not far below."""
+    hard = DOCUMENTS["ResourceQuota/sdn"]["spec"]["hard"]
+    options = DOCUMENTS["RayCluster/sdn-ray"]["spec"]["autoscalerOptions"]["resources"]
+    for key, limit in hard.items():
+        kind, _, what = key.partition(".")
+        if key == "pods":
+            total = sum(how_many(name) for name in TEMPLATES)
+        else:
+            pods = TEMPLATES.items()
+            total = sum(how_many(name) * asked(pod, kind, what) for name, pod in pods)
+            total += amount(options[kind].get(what, 0))  # beside the head
+        assert total <= amount(limit) <= 1.3 * total, (key, total, limit)
+
+
 def test_services_lead_to_ports():
     """Each service selects a pod that has the port it names, and the settings use its name."""
     for name, document in DOCUMENTS.items():
@@ -356,6 +431,26 @@ def test_services_lead_to_ports():
         assert {port["targetPort"] for port in document["spec"]["ports"]} <= ports, name
     hosts = set(re.findall(r"http://(\w+):", " ".join(settings().values())))
     assert hosts == {"prefect", "mlflow", "s3"}
+
+
+def test_slots_outlive_the_server():
+    """Prefect's home, where the leases of slots lie, is on a claim that its pod does not own."""
+    spec = TEMPLATES["Deployment/prefect"]["spec"]
+    (server,) = spec["containers"]
+    (home,) = [one["value"] for one in server["env"] if one["name"] == "PREFECT_HOME"]
+    (volume,) = [one["name"] for one in server["volumeMounts"] if one["mountPath"] == home]
+    (source,) = [one for one in spec["volumes"] if one["name"] == volume]
+    claim = source["persistentVolumeClaim"]["claimName"]
+    assert f"PersistentVolumeClaim/{claim}" in DOCUMENTS
+
+
+def test_leases_lie_in_prefects_home(tmp_path):
+    """As the server that `sdn serve prefect` becomes reads its settings."""
+    from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLeaseStorage
+    from prefect.settings import PREFECT_HOME, temporary_settings
+
+    with temporary_settings({PREFECT_HOME: tmp_path}):
+        assert ConcurrencyLeaseStorage().storage_path.is_relative_to(tmp_path)
 
 
 def test_a_worker_may_make_jobs_in_its_namespace_only():

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from pipelines import deploying
+from pipelines.deployed import same_code
 from pipelines.deploying import DeployError, Wanted, deploy, find_file, read_entries
 from pipelines.prefect_api import LoginError, PrefectApi
 from pipelines.settings import Settings
@@ -20,11 +22,11 @@ class Server:
     """As much of Prefect's server as deploying asks for."""
 
     def __init__(self):
-        self.pools, self.queues, self.deployments = {}, {}, []
+        self.pools, self.queues, self.deployments, self.automations = {}, {}, [], []
         self.changes = []
         self.login = None
 
-    def __call__(self, request):  # noqa: PLR0911 (a table of routes)
+    def __call__(self, request):  # noqa: C901, PLR0911 (a table of routes)
         method, path = request.method, request.url.path.removeprefix("/api/")
         content = json.loads(request.content) if request.content else {}
         if path != "health" and self.login not in (None, request.headers.get("authorization")):
@@ -35,7 +37,12 @@ class Server:
             case ["health"]:
                 return httpx.Response(200, json=True)
             case ["deployments", "filter"]:
-                return httpx.Response(200, json=self.deployments)
+                names = content.get("deployments", {}).get("name", {}).get("any_")
+                found = [d for d in self.deployments if names is None or d["name"] in names]
+                return httpx.Response(200, json=found)
+            case ["automations", "related-to", of]:
+                found = [one for one in self.automations if one["of"] == of]
+                return httpx.Response(200, json=found)
             case ["deployments", *_]:
                 return httpx.Response(204)
             case ["work_pools"]:
@@ -57,6 +64,29 @@ class Server:
         return httpx.Response(200, json=found[name])
 
 
+def deployed(entry):
+    """What the server says of an entry that was deployed."""
+    limit = entry.get("concurrency_limit")
+    return {
+        "id": f"id-{entry['name']}",
+        "name": entry["name"],
+        "version": entry["version"],
+        "work_pool_name": entry["work_pool"]["name"],
+        "paused": False,
+        "schedules": [
+            {
+                "id": f"schedule-{number}",
+                "schedule": {
+                    k: v for k, v in one.items() if k not in {"active", "parameters", "slug"}
+                },
+                "active": one["active"],
+            }
+            for number, one in enumerate(entry.get("schedules", []))
+        ],
+        "global_concurrency_limit": limit and {"limit": limit["limit"]},
+    }
+
+
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """It, and what `prefect deploy` was given."""
@@ -73,12 +103,15 @@ def server(monkeypatch, tmp_path):
     def run(settings, entries):
         names = {one["name"] for one in entries}
         kept = [one for one in found.deployments if one["name"] not in names]
-        new = [
-            {"id": f"id-{one['name']}", "name": one["name"], "version": one["version"],
-             "paused": False, "schedules": []}
-            for one in entries
-        ]  # fmt: skip
-        found.deployments = kept + new
+        found.deployments = kept + [deployed(one) for one in entries]
+        for one in entries:
+            of = f"prefect.deployment.id-{one['name']}"
+            found.automations = [a for a in found.automations if a["of"] != of]
+            found.automations += [
+                {"of": of, "name": t["name"], "enabled": t["enabled"]}
+                for t in one.get("triggers", [])
+            ]
+        found.given = {one["name"]: one for one in entries}
         found.changes.append(("deploy", sorted(names)))
 
     monkeypatch.setattr(PrefectApi, "__init__", start)
@@ -126,29 +159,98 @@ def test_only_what_has_changed_is_deployed(server, tmp_path):
     assert name in go(pool="other")["deployed"]
 
 
+def older(server, name):
+    """A deployment of earlier code, for a person to change."""
+    (found,) = [one for one in server.deployments if one["name"] == name]
+    what, _, rest = found["version"].partition("-")
+    found["version"] = f"{'0' * len(what)}-{rest}"
+    return found
+
+
 def test_what_was_paused_is_paused_again(server):
-    """Deploying makes schedules and deployments active; a person had paused them."""
+    """Deploying resumes a deployment; a person had paused it."""
     go()
-    cron = {"cron": "0 4 * * *"}
-    first, second = server.deployments[:2]
-    first |= {"version": "old", "schedules": [{"id": "s", "schedule": cron, "active": False}]}
-    second |= {"version": "old", "paused": True}
-    run = deploying._run_prefect
-
-    def deployed(settings, entries):
-        run(settings, entries)
-        for one in server.deployments:
-            one["schedules"] = [{"id": "n", "schedule": cron, "active": True}]
-
+    name = "sdn-tune"
+    for one in server.deployments[0], older(server, name):
+        one["paused"] = True
     server.changes.clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploying, "_run_prefect", deployed)
-        go()
+    assert go()["deployed"] == [name]
     patches = [change for change in server.changes if change[0] == "PATCH"]
-    assert patches == [
-        ("PATCH", f"deployments/id-{first['name']}/schedules/n", {"active": False}),
-        ("PATCH", f"deployments/id-{second['name']}", {"paused": True}),
+    assert patches == [("PATCH", f"deployments/id-{name}", {"paused": True})]
+
+
+NIGHTLY = {"cron": "0 3 * * *", "timezone": "Europe/Berlin", "day_or": True}
+
+
+def test_what_a_person_has_changed_is_deployed_as_it_is(server):
+    """Schedules of any kind, the limit, and a trigger that is off, after a change of the code."""
+    go()
+    tune, retrain = older(server, "sdn-tune"), older(server, "sdn-retrain")
+    every = {"interval": 3600.0, "anchor_date": "2026-01-01T00:00:00Z", "timezone": "UTC"}
+    tune["schedules"] = [
+        {"id": "a", "schedule": NIGHTLY, "active": True, "parameters": {"search_trials": 4}},
+        {"id": "b", "schedule": every, "active": False, "slug": "hourly"},
     ]
+    tune["global_concurrency_limit"] = {"limit": 2}
+    retrain["schedules"] = [{"id": "c", "schedule": NIGHTLY, "active": False}]
+    retrain["global_concurrency_limit"] = None
+    (trigger,) = server.automations
+    trigger["enabled"] = False
+    assert go()["deployed"] == ["sdn-tune", "sdn-retrain"]
+    given = server.given
+    assert given["sdn-tune"]["schedules"] == [
+        {**NIGHTLY, "parameters": {"search_trials": 4}, "active": True},
+        {**every, "slug": "hourly", "active": False},
+    ]
+    assert given["sdn-tune"]["concurrency_limit"] == {"limit": 2, "collision_strategy": "ENQUEUE"}
+    assert given["sdn-retrain"]["schedules"] == [{**NIGHTLY, "active": False}]
+    assert "concurrency_limit" not in given["sdn-retrain"]
+    assert [one["enabled"] for one in given["sdn-retrain"]["triggers"]] == [False]
+    assert go()["deployed"] == []
+    # A trigger that somebody removed does not come back.
+    older(server, "sdn-retrain")
+    server.automations.clear()
+    go()
+    assert server.given["sdn-retrain"]["triggers"] == []
+
+
+def test_a_rhythm_that_the_file_changes_is_the_files(server, tmp_path):
+    """New schedules, limits or triggers of a release reach a server that has the old ones."""
+    go()
+    older(server, "sdn-retrain")["schedules"] = []
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    (retrain,) = [one for one in content["deployments"] if one["name"] == "sdn-retrain"]
+    retrain["schedules"][0]["cron"] = "9 * * * *"
+    file = tmp_path / "other.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert go(file=file)["deployed"] == ["sdn-retrain"]
+    assert server.given["sdn-retrain"]["schedules"] == retrain["schedules"]
+
+
+def test_the_folder_belongs_to_a_deployment(server, tmp_path, monkeypatch):
+    """Deployed from another folder, all runs are to begin there: nothing is left as it was."""
+    monkeypatch.setenv("PWD", "/of/the/shell")
+    names = go()["deployments"]
+    place = server.given[names[0]]["work_pool"]["job_variables"]["working_dir"]
+    assert place == str(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    assert go()["deployed"] == names
+    assert server.given[names[0]]["work_pool"]["job_variables"] == {"working_dir": str(other)}
+    assert go()["deployed"] == []
+    here, there = read_entries(ROOT / "prefect.yaml", "sdn"), server.deployments
+    monkeypatch.chdir(tmp_path)
+    assert all(
+        same_code(one["version"], two["version"]) for one, two in zip(here, there, strict=True)
+    )
+
+
+def test_deployments_whose_pool_was_deleted_are_deployed(server):
+    """Without their pool they have no queue, whatever their version."""
+    go()
+    server.deployments[0]["work_pool_name"] = None
+    assert go()["deployed"] == [server.deployments[-1]["name"]]
 
 
 def test_a_login_that_is_missing_or_wrong_is_told(server, monkeypatch):

@@ -12,6 +12,8 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, is_valid_schema, validate
 
+from sdn.recipes import recipe
+
 FILE = Path(__file__).parents[2] / "prefect.yaml"
 CONTENT = yaml.safe_load(FILE.read_text())
 DEPLOYMENTS = {one["name"]: one for one in CONTENT["deployments"]}
@@ -60,9 +62,8 @@ def test_a_deployment_is_described_and_has_its_place(name):
     assert pool["work_queue_name"] == ("training" if long else "default")
     assert pool["job_variables"]["working_dir"] == "{{ $PWD }}"
     if long:
-        # A retraining beside another one would find nothing to do.
-        others = "CANCEL_NEW" if name == "sdn-retrain" else "ENQUEUE"
-        assert given["concurrency_limit"] == {"limit": 1, "collision_strategy": others}
+        # Cancelled, an event of a second landing place would be lost, and a dead run's successor.
+        assert given["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
 
 
 @each
@@ -75,7 +76,8 @@ def test_every_field_is_plain_and_described(name):
         assert given.get("description", "").strip(), field
         assert given["type"] in PLAIN, field
         if given["type"] in {"integer", "number"}:
-            assert "minimum" in given, field
+            assert {"minimum", "exclusiveMinimum"} & set(given), field
+            assert {"maximum", "exclusiveMaximum"} & set(given), field
     assert set(schema.get("required", ())) == set(NEEDED.get(name, ()))
 
 
@@ -100,12 +102,20 @@ def test_the_form_as_it_opens_is_taken(name):
         ("sdn-pipeline", "source", "photos", "is not one of"),
         ("sdn-tune", "search_trials", 1, "less than the minimum of 2"),
         ("sdn-promote", "version", 0, "less than the minimum of 1"),
+        ("sdn-promote", "version", 2**31, "greater than the maximum of 2147483647"),
+        ("sdn-pipeline", "workers", 49, "greater than the maximum of 48"),
+        ("sdn-tune", "workers", 49, "greater than the maximum of 48"),
     ],
 )
 def test_what_is_out_of_range_is_refused_with_field_and_reason(name, field, value, reason):
     """As the server validates a form that was sent."""
     with pytest.raises(ValidationError, match=f"'{field}'.*{reason}"):
         validate(NEEDED.get(name, {}) | {field: value}, schema_of(name), raise_on_error=True)
+
+
+def test_no_more_workers_than_lanes():
+    """The form's maximum is the number that workers have to divide."""
+    assert schema_of("sdn-pipeline")["properties"]["workers"]["maximum"] == recipe("tiny").lanes
 
 
 @each

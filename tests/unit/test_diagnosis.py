@@ -19,7 +19,8 @@ import pytest
 
 from pipelines.diagnosis import clusters, flow_server, machine, packages, places, tracking_server
 from pipelines.diagnosis.check import guarded
-from pipelines.diagnosis.environment import look_at_environment
+from pipelines.diagnosis.environment import look_at_environment, malformed, readable
+from pipelines.diagnosis.notices import look_at_notices
 from pipelines.settings import Settings
 from sdn.recipes import recipe
 
@@ -136,6 +137,33 @@ def test_variables_that_mislead(monkeypatch, name, value, line, said):
     assert said in " ".join(check.found for check in found)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("SDN_CPUS", "two", "SDN_CPUS"),
+        ("SDN_CPUS", "0", "SDN_CPUS"),
+        ("SDN_SILENCE_S", "5", "SDN_SILENCE_S"),
+        ("SDN_GPU", "perhaps", "SDN_GPU"),
+        ("SDN_AUTH", "anna", "SDN_AUTH"),
+        ("SDN_AUTH", "anna:short", "SDN_AUTH"),
+    ],
+)
+def test_variables_that_cannot_be_read(monkeypatch, tmp_path, name, value, line):
+    """Each is a line of its own; the doctor goes on with its default and looks at all the rest."""
+    from pipelines import diagnosis
+
+    monkeypatch.setenv(name, value)
+    found = list(malformed())
+    assert failing(found) == [line]
+    assert name in remedies(found)
+    assert value not in " ".join(check.found for check in found)
+    assert readable(str(tmp_path)).store == str(tmp_path)
+    monkeypatch.setattr(diagnosis, "look_at_device", lambda settings: [])  # loads torch
+    everything = {check.what: check.ok for check in diagnosis.diagnose(str(tmp_path))}
+    assert everything[line] is False
+    assert {"memory", "store", "Ray", "notices"} <= set(everything)
+
+
 def test_a_proxy_that_lets_this_machine_alone(monkeypatch):
     """With NO_PROXY it is no finding."""
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
@@ -187,24 +215,75 @@ class Landing(Settings):
 
 def test_a_landing_place_that_cannot_be_read(tmp_path):
     """A folder that is not there; one that is there is fine, and none is no line."""
-    there = Landing(store=str(tmp_path), landing=str(tmp_path))
+    (tmp_path / "in").mkdir()
+    there = Landing(store=str(tmp_path / "store"), landing=str(tmp_path / "in"))
     gone = Landing(store=str(tmp_path), landing=str(tmp_path / "gone"))
     assert failing(places.look_at_landing(there)) == []
     assert failing(places.look_at_landing(gone)) == ["landing place"]
     assert list(places.look_at_landing(Landing(store=str(tmp_path)))) == []
 
 
+def test_a_data_set_that_cannot_grow(tmp_path):
+    """One inside its landing place, and one that cannot be written; nothing is made by looking."""
+    landing = tmp_path / "in"
+    landing.mkdir()
+    (tmp_path / "file").touch()
+
+    def lines(dataset):
+        given = Settings(store=str(tmp_path), landing=str(landing), dataset=str(dataset))
+        return list(places.look_at_landing(given))
+
+    assert failing(lines(tmp_path / "set" / "deep")) == []
+    assert not (tmp_path / "set").exists()
+    inside = lines(landing / "set")
+    assert failing(inside) == ["data set"]
+    assert "one inside the other" in remedies(inside)
+    refused = lines(tmp_path / "file" / "set")
+    assert failing(refused) == ["data set"]
+    assert "SDN_DATASET" in remedies(refused)
+
+
+# Notices.
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "said"),
+    [
+        ({}, [], ""),
+        ({"notify_command": "cat -"}, [], ""),
+        ({"notify_command": "no-such-program --secret x"}, ["notices by command"], "chmod"),
+        ({"notify_command": "/etc/passwd"}, ["notices by command"], "chmod"),
+        ({"notify_command": "tee 'half"}, ["notices by command"], "quotes"),
+        ({"notify_url": "https://hooks.example/T000/secret"}, [], ""),
+        ({"notify_url": "hooks.example/T000/secret"}, ["notices by URL"], "https://"),
+    ],
+)
+def test_notices_that_would_not_arrive(changes, line, said):
+    """A command that cannot be run, an address without a scheme; neither is repeated."""
+    found = list(look_at_notices(Settings(**changes)))
+    assert failing(found) == line
+    assert said in remedies(found)
+    assert "secret" not in "".join(check.found + check.remedy for check in found)
+
+
 # Prefect.
 
 WORKER = {"name": "w", "status": "ONLINE"}
 QUEUE = {"name": "default", "is_paused": False, "concurrency_limit": None}
+TRAINING = {"name": "training", "is_paused": False, "concurrency_limit": 1}
 
 
 def healthy():
     """What a server answers on which everything stands."""
     deployed = [
-        {"name": name, "paused": False, "schedules": [], "global_concurrency_limit": {"limit": 1}}
-        for name in flow_server.expected_deployments()
+        {
+            "name": name,
+            "version": found,
+            "paused": False,
+            "schedules": [],
+            "global_concurrency_limit": {"name": f"deployment:{name}", "limit": 1},
+        }
+        for name, found in flow_server.expected_deployments().items()
     ]
     deployed[0]["schedules"] = [{"active": True}]
     leases = "prefect.server.concurrency.lease_storage.filesystem"
@@ -217,7 +296,7 @@ def healthy():
             200, {"name": "sdn", "type": "process", "is_paused": False, "concurrency_limit": None}
         ),
         "/api/work_pools/sdn/workers/filter": (200, [WORKER]),
-        "/api/work_pools/sdn/queues/filter": (200, [QUEUE]),
+        "/api/work_pools/sdn/queues/filter": (200, [QUEUE, TRAINING]),
         "/api/deployments/filter": (200, deployed),
         "/api/flow_runs/filter": (200, []),
         "/api/variables/name/sdn_reconciler": (200, looked),
@@ -267,19 +346,31 @@ MEMORY = "prefect.server.concurrency.lease_storage.memory"
         (changed("admin/settings", "server", "concurrency", "lease_storage", to=MEMORY),
          ["Prefect slots"], "filesystem"),
         (answered("work_pools/sdn", 404, {}), ["Prefect pool", "Prefect worker"],
-         "work-pool create sdn"),
+         "sdn deploy --pool sdn"),
         (changed("work_pools/sdn", "is_paused", to=True), ["Prefect pool"], "work-pool resume"),
         (changed("work_pools/sdn", "concurrency_limit", to=0), ["Prefect pool"],
-         "clear-concurrency-limit"),
+         "sdn deploy --runs 4"),
+        (changed("work_pools/sdn", "type", to="docker"), ["Prefect pool's type"],
+         "sdn deploy --type process"),
         (answered("work_pools/sdn/workers/filter", 200, [WORKER | {"status": "OFFLINE"}]),
-         ["Prefect worker"], "worker start"),
-        (answered("work_pools/sdn/queues/filter", 200, [QUEUE | {"concurrency_limit": 0}]),
+         ["Prefect worker"], "sdn serve worker --pool sdn --type process"),
+        (changed("work_pools/sdn/queues/filter", 0, "concurrency_limit", to=0),
          ["Prefect queues"], "work-queue clear-concurrency-limit default"),
-        (answered("work_pools/sdn/queues/filter", 200, [QUEUE | {"is_paused": True}]),
+        (changed("work_pools/sdn/queues/filter", 1, "concurrency_limit", to=0),
+         ["Prefect queues"], "sdn deploy --trainings 1"),
+        (changed("work_pools/sdn/queues/filter", 1, "concurrency_limit", to=None),
+         ["Prefect queues"], "sdn deploy --trainings 1"),
+        (answered("work_pools/sdn/queues/filter", 200, [QUEUE]),
+         ["Prefect queues"], "sdn deploy --trainings 1"),
+        (changed("work_pools/sdn/queues/filter", 0, "is_paused", to=True),
          ["Prefect queues"], "work-queue resume default"),
-        (answered("deployments/filter", 200, []), ["Prefect deployments"], "deploy --all"),
+        (answered("deployments/filter", 200, []), ["Prefect deployments"], "sdn deploy"),
+        (changed("deployments/filter", 0, "version", to="0123456789ab"),
+         ["Prefect deployments"], "sdn deploy"),
+        (changed("deployments/filter", 0, "version", to=None),
+         ["Prefect deployments"], "sdn deploy"),
         (changed("deployments/filter", 0, "global_concurrency_limit", "limit", to=0),
-         ["Prefect deployments"], "deploy --all"),
+         ["Prefect deployments"], "update deployment:sdn-pipeline --limit 1"),
         (changed("deployments/filter", 0, "paused", to=True), ["Prefect schedules"], "resume"),
         (changed("deployments/filter", 0, "schedules", 0, "active", to=False),
          ["Prefect schedules"], "resume"),
@@ -289,8 +380,10 @@ MEMORY = "prefect.server.concurrency.lease_storage.memory"
          ["reconciler"], "sdn reconcile"),
         (answered("health", 401, "no"), ["Prefect"], "PREFECT_API_AUTH_STRING"),
     ],
-    ids=["nothing", "version", "leases", "no pool", "paused pool", "pool limit 0", "no worker",
-         "queue limit 0", "paused queue", "not deployed", "deployment limit 0", "paused",
+    ids=["nothing", "version", "leases", "no pool", "paused pool", "pool limit 0",
+         "pool of another type", "no worker", "queue limit 0", "no training allowed",
+         "trainings without a limit", "no queue of trainings", "paused queue", "not deployed",
+         "older code", "deployed by hand", "deployment limit 0", "paused",
          "inactive schedule", "late", "no reconciler", "reconciler gone", "refused"],
 )  # fmt: skip
 def test_a_prefect_server_that_lacks_something(monkeypatch, change, line, said):
@@ -300,6 +393,17 @@ def test_a_prefect_server_that_lacks_something(monkeypatch, change, line, said):
     found = prefect(monkeypatch, answers)
     assert failing(found) == line
     assert said in remedies(found)
+
+
+def test_a_worker_of_another_type(monkeypatch):
+    """A worker of this machine starts no runs of a pool of another type, and says so nowhere."""
+    word = "prefect worker start --pool {} --type {}".format
+    lines = [["python", "-m", *word(*one).split()] for one in (("sdn", "kubernetes"), ("x", "y"))]
+    running = [SimpleNamespace(info={"cmdline": line}) for line in [*lines, None, ["ls"]]]
+    monkeypatch.setattr(psutil, "process_iter", lambda wanted: running)
+    found = prefect(monkeypatch, healthy())
+    assert failing(found) == ["Prefect pool's type"]
+    assert "sdn deploy --type kubernetes" in remedies(found)
 
 
 def test_an_address_without_api(monkeypatch):
@@ -344,10 +448,10 @@ def mlflow(monkeypatch, changes):
         ({"/api/2.0/mlflow/experiments/get": (401, "who?")}, ["MLflow"],
          "MLFLOW_TRACKING_USERNAME"),
         ({"/api/2.0/mlflow-artifacts/artifacts/*": (500, "read-only")}, ["MLflow artifacts"],
-         "--artifacts-destination"),
+         "sdn serve mlflow --artifacts"),
         ({"/api/2.0/mlflow/experiments/get": (
             200, {"experiment": {"artifact_location": "file:///nowhere/at/all"}})},
-         ["MLflow artifacts"], "--artifacts-destination"),
+         ["MLflow artifacts"], "sdn serve mlflow --artifacts"),
     ],
     ids=["nothing", "version", "refused", "not writable", "not writable from here"],
 )  # fmt: skip
@@ -398,6 +502,15 @@ def test_a_cluster_with_too_few_cores():
     assert failing([clusters.room(1, config)]) == ["Ray cores"]
 
 
+@pytest.mark.parametrize(("status", "line"), [(401, []), (403, []), (200, ["Ray's ports"])])
+def test_a_cluster_without_a_token(status, line):
+    """Ray's ports are open to the network: a cluster that tells anybody its jobs is a finding."""
+    with answering({"/api/jobs/": (status, [])}) as url:
+        found = clusters.guard(url)
+    assert failing([found]) == line
+    assert "sdn serve ray" in found.remedy
+
+
 @pytest.mark.parametrize("answers", [None, {"/api/version": (401, "no token")}, {"/x": (200, "")}])
 def test_a_cluster_that_cannot_be_asked(answers):
     """None there, one that refuses the token, one without a dashboard: one line, with all three."""
@@ -406,7 +519,7 @@ def test_a_cluster_that_cannot_be_asked(answers):
         found = list(clusters.look_at_ray(Settings(ray_address=address), recipe("tiny")))
     assert failing(found) == ["Ray"]
     assert "RAY_AUTH_TOKEN" in remedies(found)
-    assert "--include-dashboard" in remedies(found)
+    assert "sdn serve ray" in remedies(found)
 
 
 def test_a_look_that_breaks_off_is_a_finding():

@@ -47,7 +47,8 @@ def address():
 @pytest.fixture(autouse=True)
 def server_known(monkeypatch, address):
     monkeypatch.setenv("PREFECT_API_URL", f"http://{address}/api")
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", LOGIN)
+    monkeypatch.setenv("SDN_AUTH", LOGIN)
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
 
 
 def test_what_answers_is_healthy(address):
@@ -76,7 +77,7 @@ def test_what_does_not_answer_is_named(kind, address, capsys):
 
 def test_a_worker_needs_the_login(monkeypatch, capsys):
     """Where the server asks who one is, a wrong login is a failure that does not repeat it."""
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "someone:wrong-password")
+    monkeypatch.setenv("SDN_AUTH", "someone:wrong-password")
     assert main(["worker://busy"]) == 1
     said = capsys.readouterr().err
     assert "401" in said
