@@ -19,7 +19,8 @@ code, *below = sys.argv[1:]
 print(os.getpid(), flush=True)
 if below:
     env = {"bare": {}, "flow run": os.environ | {"PREFECT__FLOW_RUN_ID": "f1"}}.get(below[0])
-    subprocess.Popen([sys.executable, "-c", code, code, *below[1:]], start_new_session=True, env=env)
+    again = [sys.executable, "-c", code, code, *below[1:]]
+    subprocess.Popen(again, start_new_session=True, env=env)
 time.sleep(100)
 """
 """Processes each of which starts the next; one that is bare has overwritten its environment."""
