@@ -22,6 +22,7 @@ from pipelines.keeping import Keeper, Kept
 from pipelines.marks import mark
 from pipelines.ports import HOST
 from pipelines.private_files import write_private
+from pipelines.stack_sockets import clear_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,6 +143,11 @@ class Stack:
     def env_file(self) -> Path:
         """What its users source."""
         return self.folder / "env.sh"
+
+    @property
+    def new(self) -> bool:
+        """Whether its Prefect server has never run, so that all has to be deployed."""
+        return not (self.folder / "prefect-home" / "prefect.db").exists()
 
     @property
     def paused(self) -> Path:
@@ -304,5 +310,6 @@ class Stack:
     def clear_runtime(self) -> None:
         """Remove what only a running stack needs: sockets, and Ray's session."""
         shutil.rmtree(self.runtime, ignore_errors=True)
+        clear_sockets(self.folder / "s3")
         for path in (self.folder / "s3").glob("*.sock"):
             path.unlink(missing_ok=True)

@@ -148,6 +148,10 @@ def deploy(
         Path | None,
         typer.Option("--file", help="With the deployments [default: prefect.yaml of the project]"),
     ] = None,
+    early: Annotated[
+        bool,
+        typer.Option("--load-early", help="Load the flows while the server starts.", hidden=True),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the bucket, the work pool, its queues and the deployments, where they are not there."""
@@ -156,7 +160,9 @@ def deploy(
         from pipelines.deploying import Wanted, deploy
         from pipelines.settings import Settings
 
-        wanted = Wanted(pool=pool, kind=kind, trainings=trainings, runs=runs, file=file)
+        wanted = Wanted(
+            pool=pool, kind=kind, trainings=trainings, runs=runs, file=file, early=early
+        )
         found = deploy(Settings(), wanted, lambda text: say(text, error=as_json))
         if not (found["made"] or found["deployed"]):
             say("nothing to do: all of it is there", error=as_json)

@@ -195,9 +195,10 @@ def _deploying(stack: Stack, env: dict[str, str]) -> Iterator[subprocess.Popen[b
     """`sdn deploy`, which itself waits for what it needs; ended if it is not done by then."""
     log = stack.keeper.log(_DEPLOY)
     log.parent.mkdir(mode=0o700, exist_ok=True)
+    early = ["--load-early"] if stack.new else []
     with log.open("w") as out:
         process = subprocess.Popen(  # noqa: S603 (our own module)
-            [sys.executable, "-m", "pipelines.cli", "deploy", "--pool", POOL],
+            [sys.executable, "-m", "pipelines.cli", "deploy", "--pool", POOL, *early],
             cwd=stack.folder,
             env=env | mark(stack.folder, _DEPLOY),
             stdin=subprocess.DEVNULL,
