@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -58,6 +59,8 @@ class Wanted:
     """Limit of the pool; likewise."""
     file: Path | None = None
     """With the deployments; None for that of the folder, else the project's own."""
+    early: bool = False
+    """Load the flows before the server answers: it is a new one, to which all is deployed."""
 
 
 def deploy(settings: Settings, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def deploy(settings: Settings, wanted: Wanted, say: Callable[[str], None]) -> di
     """
     path = find_file(wanted.file)
     entries = read_entries(path, wanted.pool)
-    with PrefectApi.of(settings) as api:
+    with PrefectApi.of(settings) as api, _loading(settings, entries, wanted.early) as loaded:
         _wait_for(api)
         made = [*_bucket(settings), *_pool(api, wanted)]
         for one in made:
@@ -88,7 +91,7 @@ def deploy(settings: Settings, wanted: Wanted, say: Callable[[str], None]) -> di
         new = [one for one in entries if _differ(one, there.get(one["name"]))]
         if new:
             say(f"deploying {', '.join(one['name'] for one in new)}")
-            _run_prefect(settings, [_kept(api, one, there.get(one["name"])) for one in new])
+            _run_prefect(settings, [_kept(api, one, there.get(one["name"])) for one in new], loaded)
             _pause_again(
                 api, [one["name"] for one in new if there.get(one["name"], {}).get("paused")]
             )
@@ -265,8 +268,48 @@ def _differs(found: dict[str, Any], limit: int | None) -> bool:
     return there is None if limit is None else there != limit
 
 
-def _run_prefect(settings: Settings, entries: list[dict[str, Any]]) -> None:
+@contextmanager
+def _loading(
+    settings: Settings,
+    entries: list[dict[str, Any]],
+    early: bool,
+) -> Iterator[subprocess.Popen[str] | None]:
+    """`prefect deploy` that loads these flows meanwhile, if wanted; ended at last."""
+    process = _start_prefect(settings, entries) if early else None
+    try:
+        yield process
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _start_prefect(settings: Settings, entries: list[dict[str, Any]]) -> subprocess.Popen[str]:
+    """`prefect deploy`, which waits for the path of what is to be deployed."""
+    places = dict.fromkeys(entry["entrypoint"] for entry in entries)
+    # Those in files are left to Prefect.
+    modules = [one.rpartition(".")[0] for one in places if ":" not in one]
+    return subprocess.Popen(  # noqa: S603 (a module of ours)
+        [sys.executable, "-m", "pipelines.flows.loading", *modules],
+        env=os.environ | settings.logins,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _run_prefect(
+    settings: Settings,
+    entries: list[dict[str, Any]],
+    loaded: subprocess.Popen[str] | None = None,
+) -> None:
     """`prefect deploy` with these entries; it, and the server, check their parameters.
+
+    Args:
+        settings: with SDN_AUTH.
+        entries: of deployments.
+        loaded: one that waits for them; None to start one.
 
     Raises:
         DeployError: with the last that it said.
@@ -274,16 +317,10 @@ def _run_prefect(settings: Settings, entries: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory(prefix="sdn-deploy-") as folder:
         path = Path(folder) / FILE
         path.write_text(yaml.safe_dump({"name": "sdn", "deployments": entries}, sort_keys=False))
-        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-        done = subprocess.run(  # noqa: S603 (a package of ours)
-            [*command, "--prefect-file", str(path)],
-            env=os.environ | settings.logins,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode != 0:
-        said = "\n".join((done.stdout + done.stderr).splitlines()[-_TAIL:])
+        process = loaded or _start_prefect(settings, [])
+        said, _ = process.communicate(f"{path}\n")
+    if process.returncode != 0:
+        said = "\n".join(said.splitlines()[-_TAIL:])
         raise DeployError(f"`prefect deploy` refused: {said}")
 
 

@@ -6,13 +6,13 @@ So whatever was killed, and whoever has become a process's parent since, what is
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
     from pathlib import Path
 
 FOLDER, PART = "SDN_PART_OF", "SDN_PART"
@@ -54,24 +54,37 @@ def marked(folder: Path) -> list[Marked]:
     """All processes of the stack in a folder, but for this one and those that started it.
 
     A process that has overwritten its environment, as Ray's workers do to change their name, is
-    known by its parent.
+    known by the nearest of those above it that has a mark: a flow run before the worker over it.
     """
     mine = psutil.Process()
     spared = {mine.pid, *(parent.pid for parent in mine.parents())}
-    found: dict[int, Marked] = {}
+    processes, parents, marks = {}, {}, {}
     for process in psutil.process_iter():
-        one = mark_of(process)
-        if one is not None and one.folder == str(folder):
-            found[process.pid] = one
-    for one in list(found.values()):
-        for child in _below(one.process):
-            found.setdefault(child.pid, Marked(child, one.folder, one.part, one.flow_run))
-    return [one for pid, one in sorted(found.items()) if pid not in spared and _alive(one.process)]
+        with suppress(psutil.Error):
+            parents[process.pid] = process.ppid()
+            processes[process.pid] = process
+            marks[process.pid] = mark_of(process)
+    found = []
+    for pid, process in sorted(processes.items()):
+        nearest = _nearest(pid, marks, parents)
+        if nearest is None or nearest.folder != str(folder) or pid in spared:
+            continue
+        if _alive(process):
+            found.append(replace(nearest, process=process))
+    return found
 
 
-def _below(process: psutil.Process) -> Iterator[psutil.Process]:
-    with suppress(psutil.Error):
-        yield from process.children(recursive=True)
+def _nearest(
+    pid: int, marks: Mapping[int, Marked | None], parents: Mapping[int, int]
+) -> Marked | None:
+    """The mark of a process, else of the nearest one above it that has one."""
+    seen: set[int] = set()
+    while pid in parents and pid not in seen:
+        seen.add(pid)  # ids may be given anew while they are read: no circle is followed
+        if (one := marks.get(pid)) is not None:
+            return one
+        pid = parents[pid]
+    return None
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.terminal import JsonOption, answer, expected_errors, quiet, say, table
+
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
 
 
 def reconcile(
@@ -35,6 +39,7 @@ def reconcile(
         if not once:
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
             logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
+            _wait_for_server(settings)
             reconcile_forever(settings, every)
         found = reconcile_once(settings)
         if not as_json and found:
@@ -45,3 +50,16 @@ def reconcile(
         if not found:
             say("no flow run of this machine has lost its process", error=as_json)
         answer({"settled": [dataclasses.asdict(one) for one in found]}, as_json=as_json)
+
+
+def _wait_for_server(settings: Settings) -> None:
+    """Wait for a server that starts: the first look is then at once, not one interval later."""
+    from pipelines.prefect_api import PrefectApi
+
+    if settings.prefect_api_url is None:
+        return
+    with PrefectApi.of(settings) as api:
+        if not api.healthy():
+            say("waiting for the Prefect server")
+        while not api.healthy():
+            time.sleep(0.5)

@@ -184,8 +184,11 @@ def _wait_for_pool(settings: Settings, pool: str) -> None:
 def _become(program: Program) -> None:
     """End what an earlier process of the same part has left, write its files, become it."""
     from pipelines.private_files import write_private
+    from pipelines.stack_sockets import clear_sockets
 
     _end_predecessors()
+    if program.folder is not None:
+        clear_sockets(program.folder)
     if program.fresh is not None:
         shutil.rmtree(program.fresh, ignore_errors=True)
     for folder in filter(None, (program.folder, *(path.parent for path in program.files))):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipelines.ports import HOST
+from pipelines.stack_sockets import note_of_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,7 +150,12 @@ def s3_program(
             *("-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
         ),
         folder=folder,
-        files={folder / "volumes" / ".keep": ""},
+        files={
+            folder / "volumes" / ".keep": "",
+            **note_of_sockets(
+                folder, dict(zip(_WEED_GRPC, inside[len(_WEED_INSIDE) :], strict=True))
+            ),
+        },
     )
 
 

@@ -16,12 +16,13 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.keeping import Keeper, Kept
 from pipelines.marks import mark
 from pipelines.ports import HOST
 from pipelines.private_files import write_private
+from pipelines.stack_sockets import clear_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,13 +32,31 @@ if TYPE_CHECKING:
 POOL, BUCKET = "sdn", "sdn"
 S3, MLFLOW, PREFECT, WORKER, RAY = "s3", "mlflow", "prefect", "worker", "ray"
 RECONCILER = "reconciler"
+WORKER_S = 40
+"""What a worker may take to end after its flow runs have."""
 _PREFIXES = ("PREFECT_", "MLFLOW_", "AWS_", "RAY_", "SDN_")
 """What a stack's processes take from nobody else."""
 _KEPT = (
-    *("SDN_AUTH", "SDN_CPUS", "SDN_GRACE_S", "SDN_STALL_S", "SDN_CACHE_GIB", "SDN_TRACEBACK"),
+    *(
+        "SDN_AUTH",
+        "SDN_CPUS",
+        "SDN_GPU",
+        "SDN_GRACE_S",
+        "SDN_STALL_S",
+        "SDN_CACHE_GIB",
+        "SDN_TRACEBACK",
+    ),
     *("SDN_LANDING", "SDN_DATASET", "SDN_NOTIFY_COMMAND", "SDN_NOTIFY_URL"),
     *("SDN_RECONCILE_S", "SDN_SILENCE_S", "SDN_REVIVALS"),
 )
+_CONFLICTING = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
+"""What clients would take instead of what a stack exports."""
+_OPTIONAL = (
+    *("SDN_AUTH", "PREFECT_API_AUTH_STRING"),
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    *("SDN_RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"),
+)
+"""What a stack exports with a login, or with Ray, alone."""
 _SOCKET_BYTES = 100  # what every system takes; Linux takes 107
 
 
@@ -125,9 +144,25 @@ class Stack:
         """What its users source."""
         return self.folder / "env.sh"
 
+    @property
+    def new(self) -> bool:
+        """Whether its Prefect server has never run, so that all has to be deployed."""
+        return not (self.folder / "prefect-home" / "prefect.db").exists()
+
+    @property
+    def paused(self) -> Path:
+        """There while this stack's own command, and nobody else, has paused the work pool."""
+        return self.folder / "pool-paused"
+
     @cached_property
     def runtime(self) -> Path:
-        """For sockets: near the root, for the path of one is limited; gone when the stack is."""
+        """For sockets: near the root, for the path of one is limited; gone when the stack is.
+
+        While it is there it is where it was made, whatever TMPDIR says now.
+        """
+        kept = self._kept().get("runtime")
+        if kept is not None and Path(kept).is_dir():
+            return Path(kept)
         owner = hashlib.sha256(f"{os.getuid()} {self.folder}".encode()).hexdigest()[:12]
         return Path(tempfile.gettempdir()).resolve() / f"sdn-{owner}"
 
@@ -138,11 +173,26 @@ class Stack:
 
     def plan(self) -> Plan | None:
         """What it was last started with; None where it never was."""
+        found = self._kept()
+        return Plan(ports=Ports(**found["ports"]), ray=found["ray"]) if found else None
+
+    def _kept(self) -> dict[str, Any]:
+        """What the last start wrote down; empty where there was none."""
         try:
-            found = json.loads((self.folder / "stack.json").read_text())
+            found: dict[str, Any] = json.loads((self.folder / "stack.json").read_text())
         except (OSError, ValueError):
-            return None
-        return Plan(ports=Ports(**found["ports"]), ray=found["ray"])
+            return {}
+        return found
+
+    def with_login(self, settings: Settings) -> Settings:
+        """The settings, with the login of the last start where the environment has none."""
+        from pydantic import SecretStr
+
+        if settings.auth is not None or not self.env_file.is_file():
+            return settings
+        exported = shlex.split(self.env_file.read_text(), comments=True)
+        kept = [word.removeprefix("SDN_AUTH=") for word in exported if word.startswith("SDN_AUTH=")]
+        return settings.model_copy(update={"auth": SecretStr(kept[0])}) if kept else settings
 
     def prepare(self, plan: Plan, settings: Settings) -> None:
         """Make the folders, the credentials if there are none, and what is kept of the plan.
@@ -162,10 +212,13 @@ class Stack:
             write_private(self._credentials, f"{secrets.token_hex(10)} {secrets.token_hex(20)}\n")
         if not self._token.exists():
             write_private(self._token, secrets.token_hex(32))
-        write_private(self.folder / "stack.json", json.dumps(asdict(plan), indent=2) + "\n")
-        lines = [f"export {k}={shlex.quote(v)}" for k, v in self.client_env(plan, settings).items()]
+        kept = asdict(plan) | {"runtime": str(self.runtime)}
+        write_private(self.folder / "stack.json", json.dumps(kept, indent=2) + "\n")
+        exported = self.client_env(plan, settings)
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]
         head = f"# . {shlex.quote(str(self.env_file))}: commands of this shell use the stack then."
-        unset = "unset AWS_PROFILE AWS_SESSION_TOKEN"
+        # Of an earlier start, too: a shell may have sourced the file then.
+        unset = " ".join(["unset", *_CONFLICTING, *(n for n in _OPTIONAL if n not in exported)])
         write_private(self.env_file, "\n".join([head, unset, *lines, ""]))
 
     @property
@@ -240,7 +293,7 @@ class Stack:
         }
         # A worker ends after its flow runs, which write checkpoints. SeaweedFS waits 16 s for
         # nothing; what it has answered is on the disk, whether it ends by itself or not.
-        patience = {WORKER: round(settings.grace_s) + 40, S3: 5}
+        patience = {WORKER: round(settings.grace_s + WORKER_S), S3: 5}
         return [
             Kept(
                 name=part,
@@ -257,5 +310,6 @@ class Stack:
     def clear_runtime(self) -> None:
         """Remove what only a running stack needs: sockets, and Ray's session."""
         shutil.rmtree(self.runtime, ignore_errors=True)
+        clear_sockets(self.folder / "s3")
         for path in (self.folder / "s3").glob("*.sock"):
             path.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.stack_signals import ends_by_interrupt
 from pipelines.terminal import JsonOption, answer, expected_errors, quiet, say, table
 
 if TYPE_CHECKING:
+    from pipelines.settings import Settings
     from pipelines.stack import Plan, Stack
     from pipelines.stack_state import StackState
 
@@ -71,19 +74,19 @@ def up(
         ports = replace(before.ports, **{k: v for k, v in asked.items() if v is not None})
         plan = Plan(ports=ports, ray=before.ray if ray is None else ray)
         ran = stack.keeper.states() is not None
+        if ran:
+            settings = stack.with_login(settings)
         began = time.monotonic()
-        with _ends_by_interrupt():
-            bring_up(stack, plan, settings, say)
-            if ran:
-                say(f"the stack in {stack.folder} runs already, and all of it is healthy")
-            else:
-                say(f"the stack in {stack.folder} is up after {time.monotonic() - began:.1f} s")
-            _tell(stack, plan)
+        with ends_by_interrupt():
+            bring_up(stack, plan, settings, _say)
+            news = "runs already, and all of it is healthy"
+            if not ran:
+                news = f"is up after {time.monotonic() - began:.1f} s"
             if detach or ran:
-                say("`sdn status` looks, `sdn down` ends it")
-                return
-            say("Ctrl-C ends all of it")
-            _follow(stack)
+                _tell(stack, plan, news)
+                _say("`sdn status` looks, `sdn down` ends it")
+            else:
+                _follow(stack, plan, settings, news)
 
 
 def status(store: FolderOption = None, *, as_json: JsonOption = False) -> None:
@@ -95,6 +98,7 @@ def status(store: FolderOption = None, *, as_json: JsonOption = False) -> None:
 
         settings = Settings()
         stack = Stack.of(store, settings)
+        settings = stack.with_login(settings)
         plan = stack.plan()
         if plan is None:
             say(f"there is no stack in {stack.folder}; `sdn up` makes one", error=True)
@@ -122,7 +126,7 @@ def down(store: FolderOption = None) -> None:
             say(f"there is no stack in {stack.folder}")
             return
         began = time.monotonic()
-        if bring_down(stack, settings, say):
+        if bring_down(stack, stack.with_login(settings), say):
             say(f"the stack in {stack.folder} has ended ({time.monotonic() - began:.1f} s)")
         else:
             say(f"no process of the stack in {stack.folder} runs")
@@ -144,6 +148,10 @@ def deploy(
         Path | None,
         typer.Option("--file", help="With the deployments [default: prefect.yaml of the project]"),
     ] = None,
+    early: Annotated[
+        bool,
+        typer.Option("--load-early", help="Load the flows while the server starts.", hidden=True),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the bucket, the work pool, its queues and the deployments, where they are not there."""
@@ -152,15 +160,18 @@ def deploy(
         from pipelines.deploying import Wanted, deploy
         from pipelines.settings import Settings
 
-        wanted = Wanted(pool=pool, kind=kind, trainings=trainings, runs=runs, file=file)
+        wanted = Wanted(
+            pool=pool, kind=kind, trainings=trainings, runs=runs, file=file, early=early
+        )
         found = deploy(Settings(), wanted, lambda text: say(text, error=as_json))
         if not (found["made"] or found["deployed"]):
             say("nothing to do: all of it is there", error=as_json)
         answer(found, as_json=as_json)
 
 
-def _tell(stack: Stack, plan: Plan) -> None:
-    """Where everything is, and what to do next."""
+def _tell(stack: Stack, plan: Plan, news: str) -> None:
+    """What has come of it, where everything is, and what to do next."""
+    _say(f"the stack in {stack.folder} {news}")
     titles = {
         "s3": "S3",
         "mlflow": "MLflow: runs and models",
@@ -168,13 +179,13 @@ def _tell(stack: Stack, plan: Plan) -> None:
         "ray": "Ray's dashboard",
     }
     for name, url in plan.urls.items():
-        say(f"  {url}  {titles[name]}")
+        _say(f"  {url}  {titles[name]}")
     if plan.ray:
-        say(
+        _say(
             "Ray cannot be bound to this machine alone in all its ports; it asks for a token "
             f"({stack.folder / 'ray-token'}), also its dashboard"
         )
-    say(f". {stack.env_file}    lets `sdn run`, `mlflow` and `prefect` of your shell use it")
+    _say(f". {stack.env_file}    lets `sdn run`, `mlflow` and `prefect` of your shell use it")
 
 
 def _show(stack: Stack, found: StackState) -> None:
@@ -201,33 +212,30 @@ def _show(stack: Stack, found: StackState) -> None:
     say(f"memory of all of it, without flow runs: {found.memory_mib:.0f} MiB")
 
 
-class _ends_by_interrupt:  # noqa: N801 (reads as a function)
-    """SIGTERM and a closed terminal end what is inside as Ctrl-C does."""
-
-    def __enter__(self) -> None:
-        for one in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(one, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        for one in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(one, signal.SIG_DFL)
+def _say(text: str) -> None:
+    """A line for the reader; one who has gone, as with a closed terminal, is told nothing more."""
+    try:
+        say(text)
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _follow(stack: Stack) -> None:
+def _follow(stack: Stack, plan: Plan, settings: Settings, news: str) -> None:
     """Watch until Ctrl-C, which ends the stack, or until another command ends it."""
-    from pipelines.settings import Settings
     from pipelines.stack_life import bring_down, follow
 
     try:
-        ended = follow(stack, say)
+        _tell(stack, plan, news)
+        _say("Ctrl-C ends all of it")
+        ended = follow(stack, _say)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-        say("\nending the stack")
-        bring_down(stack, Settings(), say)
-        say("the stack has ended; its data stay, `sdn up` starts it again")
+        _say("\nending the stack")
+        bring_down(stack, settings, _say)
+        _say("the stack has ended; its data stay, `sdn up` starts it again")
         return
     if ended:
-        say("the stack was ended by another command")
+        _say("the stack was ended by another command")
         return
-    say("the supervisor is gone, what it kept still runs: `sdn up` puts it right")
+    _say("the supervisor is gone, what it kept still runs: `sdn up` puts it right")
     raise typer.Exit(1)

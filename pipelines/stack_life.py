@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import httpx
@@ -17,11 +17,12 @@ from pipelines.keeping import NAME as SUPERVISOR
 from pipelines.marks import mark, mark_of, marked
 from pipelines.ports import PortError, check_port, listener, listens
 from pipelines.prefect_api import PrefectApi, PrefectApiError
-from pipelines.stack import POOL, PREFECT, WORKER
+from pipelines.stack import POOL, PREFECT, WORKER, WORKER_S
+from pipelines.stack_signals import undisturbed
 from pipelines.stack_state import Probe, flow_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from pipelines.marks import Marked
     from pipelines.settings import Settings
@@ -37,6 +38,7 @@ _CANCEL_S = 30.0
 _SETTLE_S = 3.0
 _LIVE = {"RUNNING", "CANCELLING", "PENDING"}
 _DEPLOY = "deploy"
+_NO_ANSWER = (httpx.HTTPError, PrefectApiError)
 
 
 class StackError(RuntimeError):
@@ -66,7 +68,8 @@ def only_one(stack: Stack, wait_s: float = 0) -> Iterator[None]:
 def bring_up(stack: Stack, plan: Plan, settings: Settings, say: Say) -> None:
     """Start what does not run, and wait until all of it is healthy and everything is deployed.
 
-    Flow runs that outlived an earlier stack go on. What was started is ended again if it fails.
+    Flow runs that outlived an earlier stack go on. What was started, and nothing else, is ended
+    again if it fails.
 
     Args:
         stack: whose parts.
@@ -84,8 +87,9 @@ def bring_up(stack: Stack, plan: Plan, settings: Settings, say: Say) -> None:
             raise StackError(
                 f"the stack in {stack.folder} runs with other ports or parts: `sdn down` first"
             )
+        going: list[str] = []
         if states is None:
-            _clear(stack, say)
+            going = _clear(stack, say)
             _check_ports(plan)
             stack.prepare(plan, settings)
         env = stack.env(plan, settings, os.environ)
@@ -98,15 +102,21 @@ def bring_up(stack: Stack, plan: Plan, settings: Settings, say: Say) -> None:
                         say(f"{one.name} had ended ({one.why}); started again")
                         stack.keeper.again(one.name)
             _wait(stack, plan, settings, env, say)
+            _resume(stack, settings)
         except BaseException:
             if states is None:
-                say("ending what was started")
-                _end_all(stack, settings, say)
+                with undisturbed():
+                    say("ending what was started")
+                    _end_all(stack, settings, say, spare=going)
             raise
 
 
-def _clear(stack: Stack, say: Say) -> None:
-    """End what a stack has left whose supervisor was killed; its flow runs go on."""
+def _clear(stack: Stack, say: Say) -> list[str]:
+    """End what a stack has left whose supervisor was killed; its flow runs go on.
+
+    Returns:
+        Ids of those.
+    """
     left = [one for one in marked(stack.folder) if one.flow_run is None]
     if left:
         say(
@@ -120,6 +130,7 @@ def _clear(stack: Stack, say: Say) -> None:
     going = flow_runs(marked(stack.folder))
     if going:
         say(f"flow runs of an earlier stack go on: {', '.join(going)}")
+    return list(going)
 
 
 def _check_ports(plan: Plan) -> None:
@@ -184,9 +195,10 @@ def _deploying(stack: Stack, env: dict[str, str]) -> Iterator[subprocess.Popen[b
     """`sdn deploy`, which itself waits for what it needs; ended if it is not done by then."""
     log = stack.keeper.log(_DEPLOY)
     log.parent.mkdir(mode=0o700, exist_ok=True)
+    early = ["--load-early"] if stack.new else []
     with log.open("w") as out:
         process = subprocess.Popen(  # noqa: S603 (our own module)
-            [sys.executable, "-m", "pipelines.cli", "deploy", "--pool", POOL],
+            [sys.executable, "-m", "pipelines.cli", "deploy", "--pool", POOL, *early],
             cwd=stack.folder,
             env=env | mark(stack.folder, _DEPLOY),
             stdin=subprocess.DEVNULL,
@@ -256,25 +268,31 @@ def bring_down(stack: Stack, settings: Settings, say: Say) -> bool:
         return _end_all(stack, settings, say)
 
 
-def _end_all(stack: Stack, settings: Settings, say: Say) -> bool:
-    found = marked(stack.folder)
+def _end_all(stack: Stack, settings: Settings, say: Say, spare: Collection[str] = ()) -> bool:
+    """End every process but those of flow runs to spare; whether there was any."""
+    found = _processes(stack, spare)
     if found:
-        going = flow_runs(found)
+        going = list(flow_runs(found))
         if going:
             say(
                 f"{len(going)} flow runs are going on ({', '.join(going)}); they are ended, a "
                 f"training after a last checkpoint (SDN_GRACE_S={settings.grace_s:g})"
             )
-            _cancel(stack, settings, list(going))
         # While the servers are there to be told.
-        stack.keeper.stop(WORKER)
-        runs = [one for one in marked(stack.folder) if one.flow_run is not None]
-        _end(runs, settings.grace_s + 5, say)
+        with _pool_paused(stack, settings) if going else nullcontext():
+            _cancel(stack, settings, going, spare)
+            stack.keeper.stop(WORKER)
+            left = _processes(stack, spare)
+            runs = [one for one in left if one.flow_run is not None]
+            # One that nobody keeps is not ended by the supervisor.
+            workers = [one for one in left if one.part == WORKER and one.flow_run is None]
+            _end(workers, settings.grace_s + WORKER_S, say)
+            _end(runs, settings.grace_s + 5, say)
         supervisors = [one for one in found if one.part == SUPERVISOR]
         _end(supervisors, 2 * _SERVER_GRACE_S, say)
-        _end(marked(stack.folder), _SERVER_GRACE_S, say)
+        _end(_processes(stack, spare), _SERVER_GRACE_S, say)
     stack.clear_runtime()
-    left = marked(stack.folder)
+    left = _processes(stack, spare)
     if left:
         raise StackError(f"these would not end: {', '.join(map(str, left))}")
     plan = stack.plan()
@@ -285,31 +303,74 @@ def _end_all(stack: Stack, settings: Settings, say: Say) -> bool:
     return bool(found)
 
 
-def _cancel(stack: Stack, settings: Settings, going: list[str]) -> None:
+def _processes(stack: Stack, spare: Collection[str]) -> list[Marked]:
+    """Those of the stack, without flow runs to spare."""
+    return [one for one in marked(stack.folder) if one.flow_run not in spare]
+
+
+@contextmanager
+def _pool_paused(stack: Stack, settings: Settings) -> Iterator[None]:
+    """The worker begins no flow run inside: each that is cancelled would make room for the next.
+
+    A pool that was paused before stays so, and runs that wait go on waiting.
+    """
+    with suppress(*_NO_ANSWER), _prefect(stack, settings) as api:
+        if not api.ask("GET", f"work_pools/{POOL}")["is_paused"]:
+            stack.paused.touch()  # before: a start resumes it where this is killed
+            api.ask("PATCH", f"work_pools/{POOL}", {"is_paused": True})
+    try:
+        yield
+    finally:
+        _resume(stack, settings)
+
+
+def _resume(stack: Stack, settings: Settings) -> None:
+    """Let flow runs begin again that an ending stack has kept from it."""
+    if stack.paused.exists():
+        with suppress(*_NO_ANSWER), _prefect(stack, settings) as api:
+            api.ask("PATCH", f"work_pools/{POOL}", {"is_paused": False})
+            stack.paused.unlink(missing_ok=True)
+
+
+def _cancel(
+    stack: Stack, settings: Settings, going: list[str], spare: Collection[str] = ()
+) -> None:
     """Let Prefect cancel flow runs, as its page does, so that none stays Running for ever.
 
     Waits for them; where Prefect cannot be asked, their processes are ended all the same.
     """
-    plan = stack.plan()
-    if plan is None:
-        return
     message = "ended with its stack; the same run, started again, goes on from its last checkpoint"
     state = {"type": "CANCELLING", "message": message}
     until = time.monotonic() + settings.grace_s + _CANCEL_S
-    with (
-        suppress(httpx.HTTPError, PrefectApiError),
-        PrefectApi(f"{plan.urls[PREFECT]}/api", settings.credentials) as api,
-    ):
-        for run in going:
-            api.ask("POST", f"flow_runs/{run}/set_state", {"state": state}, absent=None)
-        while flow_runs(marked(stack.folder)) and time.monotonic() < until:
+    asked: list[str] = []
+    with suppress(*_NO_ANSWER), _prefect(stack, settings) as api:
+        while going and time.monotonic() < until:
+            # Among them runs that the worker was about to begin.
+            for run in going:
+                if run not in asked:
+                    api.ask("POST", f"flow_runs/{run}/set_state", {"state": state}, absent=None)
+                    asked.append(run)
             time.sleep(1)
-        time.sleep(_SETTLE_S)  # in which the worker tells how they ended
-        for run in going:
+            going = list(flow_runs(_processes(stack, spare)))
+        if asked:
+            time.sleep(_SETTLE_S)  # in which the worker tells how they ended
+        for run in asked:
             found = api.ask("GET", f"flow_runs/{run}", absent={})
             if found.get("state_type") in _LIVE:  # its process was gone before it could say so
                 ended = {"state": state | {"type": "CANCELLED"}, "force": True}
                 api.ask("POST", f"flow_runs/{run}/set_state", ended, absent=None)
+
+
+def _prefect(stack: Stack, settings: Settings) -> PrefectApi:
+    """The stack's.
+
+    Raises:
+        PrefectApiError: it was never started.
+    """
+    plan = stack.plan()
+    if plan is None:
+        raise PrefectApiError(f"there is no stack in {stack.folder}")
+    return PrefectApi(f"{plan.urls[PREFECT]}/api", settings.credentials)
 
 
 def _end(processes: list[Marked], grace_s: float, say: Say) -> None:

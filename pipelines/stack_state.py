@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
 
+from pipelines.flows import RECONCILER as RECONCILER_WORD
 from pipelines.marks import Marked, marked
 from pipelines.ports import listens
 from pipelines.prefect_api import PrefectApi, PrefectApiError
 from pipelines.stack import MLFLOW, POOL, PREFECT, RAY, RECONCILER, S3, WORKER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipelines.keeping import KeptState
     from pipelines.settings import Settings
     from pipelines.stack import Plan, Stack
 
 HEALTHY, STARTING, UNHEALTHY, GONE = "healthy", "starting", "not healthy", "gone"
 _TIMEOUT_S = 3.0
+_LOOK_S = 30.0
+"""What a look of the reconciler may take where the server is busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +155,7 @@ class Probe:
         self._plan = plan
         # Without certificates: they take 70 ms of a core to load, and nothing here has one.
         self._client = httpx.Client(timeout=_TIMEOUT_S, verify=False)  # noqa: S501
+        self._reconcile_s = settings.reconcile_s
         self._prefect = PrefectApi(f"{plan.urls[PREFECT]}/api", settings.credentials)
 
     def unhealthy(self, name: str, pid: int | None) -> str:
@@ -155,7 +163,7 @@ class Probe:
         if pid is None:
             return "no process"
         if name == RECONCILER:
-            return ""  # it answers nobody; supervisor starts it again if it ends
+            return self._reconciler_silent(pid)
         if name == WORKER:
             return self._worker_silent(pid)
         if name == RAY and not listens(self._plan.ports.ray):
@@ -172,15 +180,36 @@ class Probe:
 
     def _worker_silent(self, pid: int) -> str:
         """Why a worker is not one that Prefect's server hears; empty where it is."""
-        try:
-            began = psutil.Process(pid).create_time()
+
+        def heard() -> list[str]:
             path = f"work_pools/{POOL}/workers/filter"
             found = self._prefect.ask("POST", path, {}, absent=[])
+            return [one["last_heartbeat_time"] for one in found if one["status"] == "ONLINE"]
+
+        return self._silent(pid, heard)
+
+    def _reconciler_silent(self, pid: int) -> str:
+        """Why a reconciler is not one that has looked lately; empty where it is."""
+
+        def heard() -> list[str]:
+            found = self._prefect.ask("GET", f"variables/name/{RECONCILER_WORD}", absent=None)
+            return [] if found is None else [found["updated"]]
+
+        return self._silent(pid, heard, 3 * self._reconcile_s + _LOOK_S)
+
+    def _silent(self, pid: int, heard: Callable[[], list[str]], within_s: float = inf) -> str:
+        """Why a process is none that Prefect has heard of lately; empty where it is.
+
+        Args:
+            pid: of the process.
+            heard: asks Prefect when it heard of any of the kind; ISO times.
+            within_s: how long ago it may have been.
+        """
+        try:
+            # Since its process began: Prefect remembers those of earlier days.
+            since = max(psutil.Process(pid).create_time(), time.time() - within_s)
+            if any(datetime.fromisoformat(at).timestamp() >= since for at in heard()):
+                return ""
         except (httpx.HTTPError, PrefectApiError, psutil.Error) as error:
             return f"Prefect cannot be asked for it: {error}"
-        online = (one for one in found if one["status"] == "ONLINE")
-        heard = (datetime.fromisoformat(one["last_heartbeat_time"]) for one in online)
-        # Since its process began: Prefect remembers workers of earlier days.
-        if any(at.timestamp() >= began for at in heard):
-            return ""
         return "Prefect has not heard of it yet"

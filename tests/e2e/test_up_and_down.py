@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
+import socket
 import stat
 import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ import pytest
 from places import COMMAND, place
 
 from pipelines.marks import marked
-from pipelines.ports import free_ports, listens
+from pipelines.ports import free_ports
+from pipelines.stack import Stack
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -38,6 +42,8 @@ class Running:
     root: Path
     env: dict[str, str]
     ports: dict[str, int]
+    listening: tuple[set[int], set[Path]] = field(default=(set(), set()))
+    """Before it was ended, see `listening`."""
 
     @property
     def folder(self) -> Path:
@@ -220,40 +226,151 @@ def test_a_stack_whose_supervisor_was_killed_is_put_right(stack, tmp_path):
     assert stack.status()["healthy"]
     assert_data(stack)
     assert_no_secret_is_shown(stack)
+    stack.listening = listening(stack)
+    ports, sockets = stack.listening
+    assert ports > set(stack.ports.values())
+    assert {path.parent for path in sockets} >= {stack.folder / "s3", Path("/tmp")}
+    assert Stack(stack.folder).runtime / "supervisor.sock" in sockets
     assert "has ended" in stack.sdn("down", "--store", str(stack.root))
     assert up.wait(60) == 0
     assert "ended by another command" in log.read_text()
 
 
 def test_after_down_nothing_is_left(stack):
-    """No process carries the mark, no port is listened on, no socket's file lies anywhere."""
-    assert marked(stack.folder) == []
-    assert not [port for port in stack.ports.values() if listens(port)]
-    sockets = [p for p in stack.root.rglob("*") if stat.S_ISSOCK(p.lstat().st_mode)]
-    assert sockets == []
-    listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
-    assert not listening & set(stack.ports.values())
+    """No process carries the mark; no port and no socket of any of them is there."""
+    assert_nothing_is_left(stack)
     assert "no process" in stack.sdn("down", "--store", str(stack.root))
     said = stack.sdn("status", "--store", str(stack.root), ok=1)
     assert "does not run" in said
 
 
-def test_ctrl_c_ends_a_half_started_stack(stack, tmp_path):
-    """While it waits for its parts, too."""
-    log = tmp_path / "up.log"
-    with log.open("w") as out:
-        up = subprocess.Popen(
-            [COMMAND, "up", "--store", str(stack.root)],
-            env=stack.env, stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
-    until = time.monotonic() + 60
-    while len({one.part for one in marked(stack.folder)}) < 4:
-        assert up.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.1)
-    up.send_signal(signal.SIGINT)
-    assert up.wait(60) != 0
-    assert marked(stack.folder) == [], log.read_text()
+def test_data_are_there_after_down_and_up_and_a_closed_terminal_ends_all(stack):
+    """What was written before `down` is read after `up`; then nothing is left of that either."""
+    with terminal(stack) as (up, screen):
+        said = read_until(screen, "Ctrl-C ends all of it", up)
+        assert "is up after" in said
+        assert "deploying" not in (stack.folder / "logs" / "deploy.log").read_text()
+        assert_data(stack)
+        stack.listening = listening(stack)
+        screen.close()
+        assert up.wait(60) == 0
+    assert_nothing_is_left(stack)
+
+
+def test_ctrl_c_ends_a_half_started_stack(stack):
+    """While it waits for its parts, too; pressed again and again it still ends all of it."""
+    with terminal(stack) as (up, screen):
+        until = time.monotonic() + 60
+        while len({one.part for one in marked(stack.folder)}) < 4:
+            assert up.poll() is None, read_until(screen, "error", up)
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        stack.listening = listening(stack)
+        os.write(screen.fileno(), b"\x03")
+        read_until(screen, "ending what was started", up)
+        while up.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError):  # it has ended
+                os.write(screen.fileno(), b"\x03")
+            up.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        assert up.wait(60) != 0
+    assert_nothing_is_left(stack)
+
+
+@pytest.mark.rest
+def test_a_stack_with_ray_asks_for_its_token(stack):
+    """Healthy, used with the token of `env.sh`, refused without; gone after `down`."""
+    names = ("ray", "dashboard")
+    ray = replace(stack, ports=stack.ports | dict(zip(names, free_ports(2), strict=True)))
+    said = ray.sdn("up", "--ray", "--detach", "--store", str(ray.root), *ray.options)
+    assert "it asks for a token" in said
+    assert {part["name"]: part["state"] for part in ray.status()["parts"]} == dict.fromkeys(
+        (*PARTS, "ray"), "healthy"
+    )
+    token = Path(ray.client["RAY_AUTH_TOKEN_PATH"]).read_text()
+    jobs = f"http://127.0.0.1:{ray.ports['dashboard']}/api/jobs/"
+    for shown, status in ((token, 200), ("another", 403), (None, 401)):
+        headers = {} if shown is None else {"Authorization": f"Bearer {shown}"}
+        assert httpx.get(jobs, headers=headers, timeout=30).status_code == status
+    assert run_ray(ray.client) == "42"
+    without = ray.client | {"RAY_AUTH_TOKEN_PATH": "/dev/null"}
+    assert "42" not in run_ray(without)
+    ray.listening = listening(ray)
+    assert set(ray.ports.values()) < ray.listening[0]
+    assert "has ended" in ray.sdn("down", "--store", str(ray.root))
+    assert_nothing_is_left(ray)
+
+
+def run_ray(env):
+    """What a task on the stack's Ray says, or the end of its error."""
+    task = "import os, ray; ray.init(os.environ['SDN_RAY_ADDRESS'], log_to_driver=False); "
+    task += "print(ray.get(ray.remote(lambda: 42).remote()))"
+    done = subprocess.run(
+        [sys.executable, "-c", task], env=env | {"RAY_AUTH_MODE": "token"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.stdout.splitlines()[-1]
+
+
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@contextlib.contextmanager
+def terminal(stack):
+    """`sdn up` in a terminal of its own, and what is behind that terminal's screen."""
+    behind, inside = pty.openpty()
+    up = subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL, COMMAND, "up", "--store", str(stack.root)],
+        env=stack.env, stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+    )  # fmt: skip
+    os.close(inside)
+    with os.fdopen(behind, "rb", buffering=0) as screen:
+        try:
+            yield up, screen
+        finally:
+            up.kill()
+            up.wait()
+
+
+def read_until(screen, words, up):
+    """What is on the screen by the time that these words are."""
+    said = b""
+    while words.encode() not in said:
+        try:
+            said += screen.read(4096)
+        except OSError as error:  # so the end of a terminal is read
+            raise AssertionError(f"{up.wait(60)}: {said.decode()}") from error
+    return said.decode()
+
+
+def listening(stack):
+    """Ports and sockets' files at which a process of the stack listens."""
+    ports, sockets = set(), {Stack(stack.folder).runtime / "supervisor.sock"}
+    for one in marked(stack.folder):
+        with contextlib.suppress(psutil.Error):
+            for at in one.process.net_connections("all"):
+                if at.status == psutil.CONN_LISTEN:
+                    ports.add(at.laddr.port)
+                elif at.family == socket.AF_UNIX and at.laddr:
+                    path = Path(one.process.cwd()) / at.laddr
+                    if path.is_socket():
+                        sockets.add(path)
+    return ports, sockets
+
+
+def assert_nothing_is_left(stack):
+    assert marked(stack.folder) == []
+    ports, sockets = stack.listening
+    assert ports
+    there = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
+    assert not there & ports
+    assert not [path for path in sockets if path.exists()]
+    assert not [path for path in stack.root.rglob("*") if path.is_socket()]
+    assert not Stack(stack.folder).runtime.exists()
 
 
 def assert_data(stack):

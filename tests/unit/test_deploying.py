@@ -100,7 +100,7 @@ def server(monkeypatch, tmp_path):
         self.url = url
         self._client = httpx.Client(auth=login, transport=httpx.MockTransport(found))
 
-    def run(settings, entries):
+    def run(settings, entries, loaded):
         names = {one["name"] for one in entries}
         kept = [one for one in found.deployments if one["name"] not in names]
         found.deployments = kept + [deployed(one) for one in entries]
@@ -300,3 +300,31 @@ def test_an_installed_project_has_its_deployments(tmp_path, monkeypatch):
     place.parent.mkdir(parents=True)
     place.touch()
     assert find_file(None) == place
+
+
+def test_flows_are_loaded_before_a_new_server_answers(server, monkeypatch):
+    """Only where that was asked for; what was loaded and is not needed is ended."""
+    began = []
+
+    class Loading:
+        ended = False
+
+        def poll(self):
+            return None
+
+        def kill(self):
+            self.ended = True
+
+        wait = poll
+
+    def start(settings, entries):
+        assert entries
+        began.append(Loading())
+        return began[-1]
+
+    monkeypatch.setattr(deploying, "_start_prefect", start)
+    go()
+    assert began == []
+    go(early=True)
+    (loading,) = began
+    assert loading.ended

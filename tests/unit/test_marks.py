@@ -13,29 +13,33 @@ import pytest
 from pipelines.ending import end, runs
 from pipelines.marks import mark, mark_of, marked
 
-PARENT = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"],
-                         start_new_session=True, env={} if sys.argv[1] == "bare" else None)
-print(child.pid, flush=True)
+CHAIN = """
+import os, subprocess, sys, time
+code, *below = sys.argv[1:]
+print(os.getpid(), flush=True)
+if below:
+    env = {"bare": {}, "flow run": os.environ | {"PREFECT__FLOW_RUN_ID": "f1"}}.get(below[0])
+    again = [sys.executable, "-c", code, code, *below[1:]]
+    subprocess.Popen(again, start_new_session=True, env=env)
 time.sleep(100)
 """
+"""Processes each of which starts the next; one that is bare has overwritten its environment."""
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a marked process with a child of its own session; both ended at last."""
+    """Starts a marked process over others, each of its own session; all ended at last."""
     started = []
 
-    def begin(part="s3", child="", **env):
-        process = subprocess.Popen(
-            [sys.executable, "-c", PARENT, child],
+    def begin(part="s3", below=("child",), **env):
+        top = subprocess.Popen(
+            [sys.executable, "-c", CHAIN, CHAIN, *below],
             env=os.environ | mark(tmp_path, part) | env, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        started.append(process)
-        below = psutil.Process(int(process.stdout.readline()))
-        started.append(below)
-        return psutil.Process(process.pid), below
+        started.append(top)
+        found = [psutil.Process(int(top.stdout.readline())) for _ in (part, *below)]
+        started.extend(found[1:])
+        return found
 
     yield begin
     for one in started:
@@ -50,18 +54,29 @@ def test_a_child_is_found_after_its_parent_was_killed(start, tmp_path):
     """The mark is inherited, whoever is the parent now."""
     parent, child = start()
     assert {one.process.pid for one in marked(tmp_path)} == {parent.pid, child.pid}
-    parent.kill()
-    parent.wait()
+    end([parent], 0)
     (left,) = marked(tmp_path)
     assert (left.process.pid, left.part, left.flow_run) == (child.pid, "s3", None)
 
 
 def test_a_child_without_the_mark_is_found_by_its_parent(start, tmp_path):
     """A process that has overwritten its environment is still a part."""
-    _, child = start("ray", "bare")
+    _, child = start("ray", ["bare"])
     assert mark_of(child) is None
     found = {one.process.pid: one.part for one in marked(tmp_path)}
     assert found[child.pid] == "ray"
+
+
+def test_a_rank_is_its_flow_runs_and_not_the_workers(start, tmp_path):
+    """Worker, flow run, a rank that has overwritten its environment: the nearest mark counts."""
+    worker, run, rank = start("worker", ["flow run", "bare"])
+    assert mark_of(rank) is None
+    found = {one.process.pid: (one.part, one.flow_run) for one in marked(tmp_path)}
+    assert found == {
+        worker.pid: ("worker", None),
+        run.pid: ("worker", "f1"),
+        rank.pid: ("worker", "f1"),
+    }
 
 
 def test_other_stacks_are_not_found(start, tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines import serving
+from pipelines import serving, stack_sockets
 from pipelines.settings import Settings
 
 SECRET = "a-secret-of-tests"
@@ -199,3 +200,17 @@ def test_a_password_in_an_argument_is_refused(monkeypatch):
     monkeypatch.setenv("SDN_DATABASE", uri)
     assert serving.database(None, Settings()) == uri
     assert serving.database("sqlite:///x.db", Settings()) == "sqlite:///x.db"
+
+
+def test_sockets_of_an_ended_s3_server_are_removed(tmp_path, monkeypatch):
+    """Those at which nobody listens; another server may have come by the same port."""
+    monkeypatch.setattr(stack_sockets, "_PATH", f"{tmp_path}/{{}}-{{}}.sock")
+    for path, text in stack_sockets.note_of_sockets(tmp_path, {"s3": 1, "filer": 2}).items():
+        path.write_text(text)
+    with socket.socket(socket.AF_UNIX) as ended, socket.socket(socket.AF_UNIX) as lives:
+        ended.bind(str(tmp_path / "s3-1.sock"))
+        lives.bind(str(tmp_path / "filer-2.sock"))
+        lives.listen()
+        stack_sockets.clear_sockets(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["filer-2.sock"]
+    stack_sockets.clear_sockets(tmp_path)  # nothing more to do

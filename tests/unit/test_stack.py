@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import pty
 import shlex
+import signal
 import socket
 import stat
 import subprocess
+import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +21,7 @@ from pipelines import stack_life, stack_state
 from pipelines.keeping import Keeper, Kept, KeptState
 from pipelines.marks import Marked
 from pipelines.ports import HOST, PortError
-from pipelines.settings import Settings
+from pipelines.settings import Settings, known_variables
 from pipelines.stack import Plan, Ports, Stack
 
 LOGIN = "anna:a-login-of-tests"
@@ -96,6 +102,60 @@ def test_a_shell_that_sources_the_file_uses_the_stack(stack, monkeypatch):
     assert env["SDN_STACK"] == str(stack.folder)
     assert env["PREFECT_API_AUTH_STRING"] == LOGIN
     assert not {"SDN_PART", "SDN_PART_OF", "AWS_SESSION_TOKEN"} & set(env)
+
+
+def test_a_shell_that_sources_the_file_again_has_nothing_of_an_earlier_start(stack, monkeypatch):
+    """Login and Ray of a start that had them are gone after one that has not."""
+    monkeypatch.setenv("SDN_AUTH", LOGIN)
+    stack.prepare(Plan(ray=True), Settings())
+    earlier = stack.folder / "earlier.sh"
+    stack.env_file.rename(earlier)
+    monkeypatch.delenv("SDN_AUTH")
+    stack.prepare(Plan(), Settings())
+    sourced = " && ".join(f". {shlex.quote(str(path))}" for path in (earlier, stack.env_file))
+    done = subprocess.run(
+        ["sh", "-c", f"{sourced} && env"],
+        env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    env = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert env["SDN_STACK"] == str(stack.folder)
+    assert [name for name, value in env.items() if "RAY" in name or LOGIN in value] == []
+    assert [name for name in env if name.startswith("MLFLOW_TRACKING_U")] == ["MLFLOW_TRACKING_URI"]
+    assert "MLFLOW_TRACKING_PASSWORD" not in env
+
+
+def test_a_new_terminal_knows_the_login(stack, monkeypatch):
+    """That of the last start; one that is set counts first, and without one there is none."""
+    assert stack.with_login(Settings()).auth is None
+    stack.prepare(Plan(), Settings())
+    assert stack.with_login(Settings()).auth is None
+    login = "anna:it's a $login; of # tests"
+    monkeypatch.setenv("SDN_AUTH", login)
+    stack.prepare(Plan(), Settings())
+    monkeypatch.delenv("SDN_AUTH")
+    assert stack.with_login(Settings()).credentials == tuple(login.split(":"))
+    monkeypatch.setenv("SDN_AUTH", LOGIN)
+    assert stack.with_login(Settings()).credentials == tuple(LOGIN.split(":"))
+
+
+def test_a_shell_with_another_tmpdir_finds_the_supervisor(stack, monkeypatch, tmp_path):
+    """Its socket is where it was made, until the stack has ended."""
+    stack.prepare(Plan(), Settings())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert Stack(stack.folder).runtime == stack.runtime
+    stack.clear_runtime()
+    assert Stack(stack.folder).runtime.parent == tmp_path
+
+
+def test_every_setting_reaches_the_parts(stack, monkeypatch):
+    """But for what the stack itself decides, and for what concerns a single command."""
+    stack.prepare(Plan(), Settings())
+    decided = {"SDN_STORE", "SDN_CACHE", "SDN_STACK", "SDN_S3_ENDPOINT", "SDN_TRACKING_URI"}
+    decided |= {"SDN_RAY_ADDRESS", "SDN_DATABASE", "SDN_PART", "SDN_PART_OF"}
+    others = {"SDN_ORDER", "SDN_CHAOS", "SDN_CHAOS_SEED", "SDN_PICTURES"}
+    given = dict.fromkeys(known_variables(), "given")
+    env = stack.env(Plan(), Settings(), given)
+    assert {name for name in given if env.get(name) != "given"} == decided | others
 
 
 def test_processes_take_nothing_from_other_servers(stack):
@@ -213,6 +273,29 @@ def test_what_a_part_is_called(monkeypatch, stack, state, pid, why, expected):
         assert all("words" in part.why for part in found.parts)
 
 
+@pytest.mark.parametrize(
+    ("looked_s_ago", "healthy"), [(1, True), (-1, True), (5000, False), (None, False)]
+)
+def test_a_reconciler_is_healthy_while_it_looks(monkeypatch, looked_s_ago, healthy):
+    """By its word at Prefect's server; one of before its process began is another's."""
+    now, began = 1_000_000.0, 1_000_000.0 - 10_000
+
+    def ask(api, method, path, content=None, *, absent=None):
+        assert (method, path) == ("GET", "variables/name/sdn_reconciler")
+        at = None if looked_s_ago is None else datetime.fromtimestamp(now - looked_s_ago, UTC)
+        return absent if at is None else {"updated": at.isoformat()}
+
+    monkeypatch.setattr(stack_state.PrefectApi, "ask", ask)
+    monkeypatch.setattr(stack_state.time, "time", lambda: now)
+    monkeypatch.setattr(
+        stack_state.psutil, "Process", lambda pid: SimpleNamespace(create_time=lambda: began)
+    )
+    probe = stack_state.Probe(Plan(), Settings())
+    assert (probe.unhealthy("reconciler", 7) == "") is healthy
+    began = now - 0.5
+    assert (probe.unhealthy("reconciler", 7) == "") is (looked_s_ago == -1)
+
+
 def test_parts_without_their_supervisor_are_not_healthy(monkeypatch, stack):
     """They may answer, but nobody starts them again."""
     found = state_of(monkeypatch, stack, None, "")
@@ -241,6 +324,7 @@ def test_flow_runs_are_cancelled_before_their_stack_ends(stack, monkeypatch):
 
     monkeypatch.setattr(stack_life.PrefectApi, "ask", ask)
     monkeypatch.setattr(stack_life.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stack_life, "marked", lambda folder: [])
     stack_life._cancel(stack, Settings(), ["f1", "f2"])
     assert [one for one in asked if one[0] == "POST"] == [
         ("POST", "flow_runs/f1/set_state", "CANCELLING"),
@@ -254,3 +338,170 @@ def test_a_prefect_that_is_gone_keeps_no_stack_from_ending(stack):
     """Flow runs' processes are ended all the same."""
     stack.prepare(Plan(ports=Ports(prefect=1)), Settings())
     stack_life._cancel(stack, Settings(), ["f1"])
+
+
+class Machine:
+    """Processes, a supervisor and a Prefect server that end what they are told to end."""
+
+    def __init__(self, monkeypatch, stack, processes):
+        self.left, self.did = dict(enumerate(processes)), []
+        self.paused, self.queued = False, ["f2"]
+        for name in ("listens", "_check_ports"):
+            monkeypatch.setattr(stack_life, name, lambda *a, **k: None)
+        monkeypatch.setattr(stack_life, "marked", lambda folder: self.marked())
+        monkeypatch.setattr(stack_life, "end", lambda processes, grace_s: self.end(processes))
+        monkeypatch.setattr(stack_life.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(
+            stack_life.PrefectApi, "ask", lambda api, *asked, absent=None: self.ask(*asked)
+        )
+        monkeypatch.setattr(Keeper, "states", lambda keeper: None)
+        monkeypatch.setattr(Keeper, "start", lambda keeper, programs, env: self.start())
+        monkeypatch.setattr(Keeper, "stop", lambda keeper, part: self.stop(part))
+        stack.prepare(Plan(), Settings())
+
+    def marked(self):
+        return [
+            Marked(SimpleNamespace(pid=pid), "", part, run)
+            for pid, (part, run) in self.left.items()
+        ]
+
+    def start(self):
+        self.left |= {100: ("supervisor", None), 101: ("worker", None), 102: ("worker", "f9")}
+
+    def stop(self, part):
+        self.did.append(f"{part} ends")
+        self.left = {k: v for k, v in self.left.items() if v != (part, None)}
+
+    def end(self, processes):
+        for one in processes:
+            self.did.append(" ".join(filter(None, self.left.pop(one.pid, ["again"]))) + " ends")
+        return []
+
+    def ask(self, method, path, content=None):
+        if path.startswith("work_pools"):
+            if method == "PATCH":
+                self.paused = content["is_paused"]
+                self.did.append(f"pool paused: {self.paused}")
+            return {"is_paused": self.paused}
+        run = path.split("/")[1]
+        if method == "GET":
+            return {"state_type": "CANCELLED"}
+        self.did.append(f"{run} cancelled")
+        self.left = {k: v for k, v in self.left.items() if v[1] != run}
+        if not self.paused and self.queued:  # a slot is free
+            self.left[200] = ("worker", self.queued.pop())
+        return {}
+
+
+def test_an_ending_stack_begins_no_flow_run(stack, monkeypatch):
+    """The pool is paused before a run is cancelled, and goes on once the worker has ended."""
+    machine = Machine(monkeypatch, stack, [("worker", None), ("worker", "f1"), ("s3", None)])
+    assert stack_life.bring_down(stack, Settings(), print)
+    assert machine.did == [
+        "pool paused: True",
+        "f1 cancelled",
+        "worker ends",
+        "pool paused: False",
+        "s3 ends",
+    ]
+    assert machine.queued == ["f2"]
+    assert not stack.paused.exists()
+
+
+def test_a_pool_that_was_paused_stays_so(stack, monkeypatch):
+    """Somebody wanted that; a run that was just beginning is cancelled all the same."""
+    machine = Machine(monkeypatch, stack, [("worker", "f1")])
+    machine.paused = True
+    ask = machine.ask
+
+    def slow(method, path, content=None):
+        if "f1/set_state" in path:
+            machine.left[200] = ("worker", "f2")
+        return ask(method, path, content)
+
+    monkeypatch.setattr(machine, "ask", slow)
+    stack_life.bring_down(stack, Settings(), print)
+    assert machine.did == ["f1 cancelled", "f2 cancelled", "worker ends"]
+    assert machine.paused
+
+
+def test_a_pool_that_a_killed_end_left_paused_goes_on(stack, monkeypatch):
+    """The next start finds the note of it, and resumes the pool once."""
+    machine = Machine(monkeypatch, stack, [])
+    machine.paused = True
+    stack.paused.touch()
+    monkeypatch.setattr(stack_life, "_wait", lambda *a: None)
+    stack_life.bring_up(stack, Plan(), Settings(), print)
+    assert machine.did == ["pool paused: False"]
+    assert not stack.paused.exists()
+
+
+def test_a_start_that_fails_ends_what_it_started_alone(stack, monkeypatch):
+    """A flow run that outlived an earlier stack goes on; one of the new worker does not."""
+    machine = Machine(monkeypatch, stack, [("worker", "f1"), ("mlflow", None)])
+    heard = []
+
+    def fails(*_):
+        raise stack_life.StackError("mlflow does not start")
+
+    def say(text):
+        heard.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setattr(stack_life, "_wait", fails)
+    with pytest.raises(stack_life.StackError, match="does not start"):
+        stack_life.bring_up(stack, Plan(), Settings(), say)
+    assert [one.flow_run for one in machine.marked()] == ["f1"]
+    assert "f9 cancelled" in machine.did
+    # A second Ctrl-C would leave half a stack.
+    assert heard[-1] is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+FOLLOWS = """
+import fcntl, signal, termios, time
+from pathlib import Path
+from pipelines import stack_commands, stack_life
+
+def follow(stack, say):
+    Path("follows").touch()
+    time.sleep(60)
+
+def bring_down(stack, settings, say):
+    say("ends")
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.raise_signal(one)
+    say("ended")
+    Path("ended").touch()
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+stack_life.bring_up = lambda *a: None
+stack_life.follow, stack_life.bring_down = follow, bring_down
+stack_commands.up()
+"""
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_closed_terminal_ends_the_stack_as_ctrl_c_does(tmp_path, closed):
+    """That nobody hears what is said, and that more signals come, changes nothing."""
+    terminal, inside = pty.openpty()
+    env = os.environ | {"PYTHONPATH": str(Path(stack_life.__file__).parents[1])}
+    up = subprocess.Popen(
+        [sys.executable, "-c", FOLLOWS], cwd=tmp_path, env=env, start_new_session=True,
+        stdin=inside, stdout=inside, stderr=inside,
+    )  # fmt: skip
+    os.close(inside)
+    try:
+        while not (tmp_path / "follows").exists():
+            assert up.poll() is None, os.read(terminal, 9999)
+            time.sleep(0.02)
+        if closed:
+            os.close(terminal)
+        else:
+            os.write(terminal, b"\x03")
+        assert up.wait(30) == 0
+        assert (tmp_path / "ended").exists()
+    finally:
+        up.kill()
+        up.wait()
+        if not closed:
+            os.close(terminal)

@@ -1,0 +1,50 @@
+"""What ends a command that holds a stack: Ctrl-C, SIGTERM, a closed terminal; one is enough."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def ends_by_interrupt() -> Iterator[None]:
+    """The first of them raises KeyboardInterrupt inside; what follows it changes nothing.
+
+    One that is ignored already stays so: `nohup` asks for that.
+    """
+
+    def first(*_: object) -> None:
+        for one in _ENDING:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    heard = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
+    with _kept():
+        for one in heard:
+            signal.signal(one, first)
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """None of them changes anything inside: half a stack would be left."""
+    with _kept():
+        for one in _ENDING:
+            signal.signal(one, signal.SIG_IGN)
+        yield
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    before = {one: signal.getsignal(one) for one in _ENDING}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
