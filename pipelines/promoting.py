@@ -6,6 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from pipelines.masking import masked
 from pipelines.registry import RegistryError
 from pipelines.release import COMPARED, DECISION, champion_of, opponent_of, short_decision
 from pipelines.report import REPORT
@@ -195,7 +196,7 @@ def _overrule(succession: Succession, gate: Gate, version: str, reason: str) -> 
     try:
         gate.better_than(newest.champion if newest is not None and there else None)
     except (StoreError, RegistryError, ValueError, OSError) as error:
-        gate.said = f"could not be asked ({error})"
+        gate.said = f"could not be asked ({masked(str(error))})"
     why = f"{reason} (by hand; the gate: {gate.said})"
     term = succession.overrule(version, newest, why)
     return Outcome(champion=True, reason=term.why, term=term)

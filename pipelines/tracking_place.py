@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from pipelines.masking import masked
+from pipelines.masking import masked, public
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -22,8 +21,8 @@ def shown_uri(settings: Settings) -> str:
 
 
 def public_uri(uri: str) -> str:
-    """An address without user and password, as a link for everybody."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    """An address without user and password, as a link for everybody; the same on all machines."""
+    return public(uri, hidden=())
 
 
 def artifact_page(settings: Settings, experiment: str, run: str, name: str) -> str:

@@ -17,7 +17,7 @@ from pipelines import retraining, work
 from pipelines.data_report import markdown, report_job
 from pipelines.flows.form import Epochs, Rate, RecipeName
 from pipelines.flows.going_on import train_and_decide
-from pipelines.flows.notices import HOOKS, tell_of_arrival, tell_of_letters
+from pipelines.flows.notices import HOOKS, masking, tell_of_arrival, tell_of_letters
 from pipelines.flows.opening import own_ray, refused
 from pipelines.flows.pipeline import chain
 from pipelines.flows.showing import show_dead_letters, show_result
@@ -61,6 +61,7 @@ class Wanted:
 
 
 @flow(name="sdn-retrain", description=__doc__, **HOOKS)
+@masking
 def retrain(
     landing: str = "",
     dataset: str = "",

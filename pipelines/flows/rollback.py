@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from pipelines.flows.notices import HOOKS
+from pipelines.flows.notices import HOOKS, masking
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_asked
 from pipelines.settings import Settings
@@ -16,6 +16,7 @@ from pipelines.tracking import never_raising
 
 
 @flow(name="sdn-rollback", description=__doc__, **HOOKS)
+@masking
 def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, Any]:
     """Check the files of the champion before, make it the champion again, say so.
 
