@@ -25,6 +25,12 @@ def public_uri(uri: str) -> str:
     return public(uri, hidden=())
 
 
+def version_page(settings: Settings, name: str, version: str) -> str | None:
+    """MLflow's page of a version; None where MLflow is no server."""
+    uri = public_uri(tracking_uri(settings))
+    return f"{uri.rstrip('/')}/#/models/{name}/versions/{version}" if "http" in uri[:5] else None
+
+
 def artifact_page(settings: Settings, experiment: str, run: str, name: str) -> str:
     """Address of MLflow's page of a run's artifact, no name or password in it; "" without one."""
     uri = public_uri(tracking_uri(settings))

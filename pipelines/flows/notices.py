@@ -10,7 +10,7 @@ from prefect.utilities.urls import url_for
 from pipelines.masking import masked_errors
 from pipelines.notifying import notify
 from pipelines.settings import Settings
-from pipelines.tracking_place import public_uri, tracking_uri
+from pipelines.tracking_place import public_uri, tracking_uri, version_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,12 +108,6 @@ def run_page(settings: Settings, run: UUID | str | None) -> str:
             return str(found)
     uri = public_uri(tracking_uri(settings))
     return uri if uri.startswith("http") else settings.local.as_uri()
-
-
-def version_page(settings: Settings, name: str, version: str) -> str | None:
-    """MLflow's page of a version; None where MLflow is no server."""
-    uri = public_uri(tracking_uri(settings))
-    return f"{uri.rstrip('/')}/#/models/{name}/versions/{version}" if "http" in uri[:5] else None
 
 
 def settings_of(parameters: dict[str, Any]) -> Settings:

@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_asked
 from pipelines.settings import Settings
@@ -29,7 +30,8 @@ def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, An
         What was done; JSON values, see `pipelines.succession.roll_back`.
     """
     settings = Settings(store=store) if store else Settings()
-    name = registered_name(settings, model)
+    with refused({"model": model, "reason": reason, "store": settings.store}):
+        name = registered_name(settings, model)
     show_asked({"model": name, "reason": reason, "store": settings.store})
     with living(settings):
         found = roll_back(settings, name, reason)
