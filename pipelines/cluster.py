@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pipelines.ports import HOST
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -81,26 +83,31 @@ def bring_token() -> None:
 
 @contextmanager
 def _of_this_process() -> Iterator[None]:
-    """Ray's processes that start inside are few, and apart from this one's process group.
+    """Ray's processes that start inside are few, near, and apart from this one's process group.
 
     Prefect cancels a flow run by SIGTERM to its whole group. Ray must outlive that for as long as
     the ranks need for a last checkpoint; this process ends it then. Neither an autoscaler nor a
     reader of logs has anything to do here: each takes two seconds of a core to start, and a share
-    of one afterwards.
+    of one afterwards. They listen on 127.0.0.1, and Ray asks everyone for its token by itself.
     """
     from ray._private import parameter, services
 
     plain: Any = services.ConsolePopen
     params: Any = parameter.RayParams
     services.ConsolePopen = partial(plain, start_new_session=True)  # type: ignore[misc,assignment]
-    parameter.RayParams = partial(  # type: ignore[misc,assignment]
-        params, include_log_monitor=False, no_monitor=True
-    )
+    parameter.RayParams = partial(_few_and_near, params)  # type: ignore[misc,assignment]
     try:
         yield
     finally:
         services.ConsolePopen = plain  # type: ignore[misc]
         parameter.RayParams = params  # type: ignore[misc]
+
+
+def _few_and_near(params: Any, **given: Any) -> Any:
+    """Ray's parameters of a node: those given, without autoscaler and log reader, on loopback."""
+    # `ray.init(_node_ip_address=...)` would make the network's address of 127.0.0.1.
+    own = {"include_log_monitor": False, "no_monitor": True, "node_ip_address": HOST}
+    return params(**given | own)
 
 
 def started_here() -> bool:

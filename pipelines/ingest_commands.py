@@ -86,7 +86,9 @@ def ingest(
         config = run.config.data
         if source is not None:
             config = dataclasses.replace(config, source=source)
-        where = _landing(landing, run)
+        # As it is named on this machine: the event takes it to a worker in another folder.
+        where = ingesting.plain(_landing(landing, run))
+        api = _server(run) if notify_event else None  # before anything that would not come again
         dataset = ingesting.plain(into or run.settings.grown)
         with ended_with_this_process(), counting(to_stderr=True) as report:
             try:
@@ -107,8 +109,8 @@ def ingest(
             for line in told(told_of) if told_of else [f"nothing new at {where}"]:
                 say(line)
             _show_waiting(found)
-        if notify_event and found.fresh:
-            _notify(run, where, dataset, found)
+        if api is not None and found.fresh:
+            _notify(api, where, dataset, found)
         answer(found.as_dict() | {"report": told_of}, as_json=as_json)
 
 
@@ -201,16 +203,26 @@ def _show_waiting(found: Ingested) -> None:
             say(f"and {found.waiting_count - len(rows):,} more")
 
 
-def _notify(run: Run, landing: str, dataset: str, found: Ingested) -> None:
-    """Send the event; the data are in the data set whether it arrives or not."""
-    from pipelines.flows.arrival import EVENT, arrival_event, send
+def _server(run: Run) -> str:
+    """Address of the Prefect server that is to be told.
 
+    Raises:
+        ValueError: there is none.
+    """
     api = run.settings.prefect_api_url
     if api is None:
         raise ValueError(
             "--notify-event needs PREFECT_API_URL, the address of the Prefect server that the "
-            "deployment sdn-retrain is on"
+            "deployment sdn-retrain is on. Nothing was taken"
         )
+    return api
+
+
+def _notify(api: str, landing: str, dataset: str, found: Ingested) -> None:
+    """Send the event; the data are in the data set whether it arrives or not."""
+    from pipelines.flows.arrival import EVENT, arrival_event, send
+    from pipelines.masking import masked
+
     assert found.manifest is not None
     send(arrival_event(landing, dataset, found.manifest.digest))
-    say(f"sent {EVENT} to {api}", error=True)
+    say(f"sent {EVENT} to {masked(api)}", error=True)

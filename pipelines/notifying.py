@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -21,11 +20,14 @@ from urllib.parse import urlsplit
 import httpx
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
-from pipelines.settings import Settings, credentials
+from pipelines.masking import public
+from pipelines.settings import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pipelines.settings import Settings
 
 logger = logging.getLogger(__name__)
 Kind = Literal["failure", "promotion", "rejection", "data"]
@@ -78,12 +80,15 @@ def notify(
     Returns:
         Whether it was delivered now to at least one of them. Nothing is raised.
     """
+    hidden = credentials()
+    if settings.notify_url is not None:
+        hidden.append(settings.notify_url.get_secret_value())
     named = key or hashlib.sha256(repr((kind, title, text, link)).encode()).hexdigest()[:32]
     notice = Notice(
         kind=kind,
-        title=without_credentials(title, settings),
-        text=without_credentials(text, settings)[:_LONGEST],
-        link=without_credentials(link or "", settings),
+        title=public(title, hidden),
+        text=public(text, hidden)[:_LONGEST],
+        link=public(link or "", hidden),
         key=named,
     )
     ways: dict[str, Callable[[Notice], None]] = {}
@@ -95,16 +100,6 @@ def notify(
         ways[WAYS[1]] = lambda told: _post(url, told)
     delivered = [_once(settings, way, send, notice) for way, send in ways.items()]
     return any(delivered)
-
-
-def without_credentials(text: str, settings: Settings | None = None) -> str:
-    """A text without what environment variables hold in secret, and without users in addresses."""
-    hidden = set(credentials())
-    if settings is not None and settings.notify_url is not None:
-        hidden.add(settings.notify_url.get_secret_value())
-    for value in sorted(hidden, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
 def forget(settings: Settings, key: str) -> None:

@@ -6,6 +6,9 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from pipelines.masking import masked
+from pipelines.notifying import notify
+from pipelines.preparing import place
 from pipelines.registry import RegistryError
 from pipelines.release import COMPARED, DECISION, champion_of, opponent_of, short_decision
 from pipelines.report import REPORT
@@ -15,7 +18,9 @@ from pipelines.settings import Settings
 from pipelines.store import StoreError
 from pipelines.succession import Outcome, Succession, registered_name
 from pipelines.tracking import TRACKING_ERRORS, client
-from pipelines.tracking_place import shown_uri
+from pipelines.tracking_place import shown_uri, version_page
+from sdn.data.manifest import read_versions
+from sdn.data.sources import PREPARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +60,7 @@ def promote(
     """Make a version the champion if the paired test says so, or if a person overrules it.
 
     The version is compared with the champion on the same captions, as after a run. `roll_back`
-    undoes a promotion.
+    undoes a promotion. People are told of either outcome.
 
     Args:
         scoring: the version, see `open_promotion`.
@@ -92,7 +97,7 @@ def promote(
             "`sdn doctor`, then ask for it again; what was begun is completed then"
         ) from error
     hint = "" if outcome.champion else ". With force and a reason a person overrules this"
-    return {
+    told = {
         "name": found.name,
         "version": found.version,
         "champion": outcome.champion,
@@ -105,6 +110,9 @@ def promote(
         "report": gate.report,
         "seconds": round(time.monotonic() - began, 2),
     }
+    if gate.said or not outcome.champion:  # not where it was the champion already
+        tell(settings, told)
+    return told
 
 
 def check_reason(reason: str, *, force: bool) -> None:
@@ -145,7 +153,7 @@ class Gate:
         if self._scored is None:
             self._scored = score(self._scoring, self._do)
         stages = {"prepare": self._scored.inputs["data"]}
-        opponent = opponent_of(self._client, name, champion, stages)
+        opponent = opponent_of(self._client, name, champion, stages, data_versions(run))
         try:
             self.compared = self._scored.against(champion_of(run, name, opponent), self._do)
         except FileNotFoundError as error:  # of an earlier format
@@ -186,6 +194,33 @@ class Gate:
         return str(self._scoring.run.store.fetch(self.compared.folder) / REPORT)
 
 
+def data_versions(run: Run) -> frozenset[str]:
+    """Digests of the versions of the data set that a run is on; empty where that does not grow."""
+    data = run.config.data
+    if data.source != PREPARED or data.path is None:
+        return frozenset()
+    return frozenset(one.digest for one in read_versions(place(data.path, run.settings)))
+
+
+def tell(settings: Settings, found: dict[str, Any]) -> None:
+    """Tell people what was decided by hand.
+
+    Args:
+        settings: where to.
+        found: see `promote`.
+    """
+    name, version, promoted = found["name"], found["version"], found["champion"]
+    with_whom = found["compared_with"]
+    notify(
+        settings,
+        "promotion" if promoted else "rejection",
+        f"{name} version {version} is {'champion' if promoted else 'not promoted'}",
+        f"By hand. {f'Compared with {with_whom}. ' if with_whom else ''}{found['reason']}",
+        version_page(settings, name, version) or found["report"],
+        key=f"term-{name}-{found['term']}" if promoted else None,
+    )
+
+
 def _overrule(succession: Succession, gate: Gate, version: str, reason: str) -> Outcome:
     """Make a version the champion whatever the gate says; what it says is kept."""
     newest = succession.settle()
@@ -195,7 +230,7 @@ def _overrule(succession: Succession, gate: Gate, version: str, reason: str) -> 
     try:
         gate.better_than(newest.champion if newest is not None and there else None)
     except (StoreError, RegistryError, ValueError, OSError) as error:
-        gate.said = f"could not be asked ({error})"
+        gate.said = f"could not be asked ({masked(str(error))})"
     why = f"{reason} (by hand; the gate: {gate.said})"
     term = succession.overrule(version, newest, why)
     return Outcome(champion=True, reason=term.why, term=term)

@@ -17,6 +17,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from pipelines.digests import folder_digest
+from pipelines.masking import masked
 from pipelines.model_check import model_folder_in
 from pipelines.tracking import KEY_TAG, client
 from pipelines.tracking_place import shown_uri, tracking_uri
@@ -38,7 +39,14 @@ _ROOT = Path(__file__).parents[1]
 
 
 class RegistryError(RuntimeError):
-    """No such model, or it cannot be registered or reached; the text says what to do."""
+    """No such model, or it cannot be registered or reached; the text says what to do.
+
+    It is masked, for MLflow's own texts repeat the address that was asked, and tables, artifacts
+    and notices repeat this one.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(masked(text))
 
 
 class DamagedModelError(RegistryError):

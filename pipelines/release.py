@@ -142,11 +142,12 @@ def _decide(
             reason = f"was champion; now version {term.champion} is: {term.why}"
         return {"champion": champion, "reason": reason, "decision": decision}
     client.set_registered_model_alias(name, CHALLENGER, number)
+    versions = frozenset[str]() if origin is None else origin.versions
     opponent: dict[str, str] = {}
 
     def better_than(champion: str | None) -> tuple[bool, str]:
         nonlocal opponent
-        opponent = opponent_of(client, name, champion, stages, origin)
+        opponent = opponent_of(client, name, champion, stages, versions)
         try:
             stages["compare"] = compare(champion_of(run, name, opponent))
         except FileNotFoundError as error:  # of an earlier format
@@ -158,7 +159,7 @@ def _decide(
     outcome = succession.succeed(number, better_than)
     reason = outcome.reason
     if "compare" not in stages:  # decided before something died, or rolled back from
-        opponent = opponent_of(client, name, _other(outcome, number), stages, origin)
+        opponent = opponent_of(client, name, _other(outcome, number), stages, versions)
         stages["compare"] = compare(champion_of(run, name, opponent))
         if outcome.champion and outcome.term is not None:
             reason = outcome.term.why
@@ -175,17 +176,24 @@ def opponent_of(
     name: str,
     version: str | None,
     stages: dict[str, Done],
-    origin: Origin | None = None,
+    versions: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
-    """What is to be known of a version to compare with; empty for none."""
+    """What is to be known of a version to compare with; empty for none.
+
+    Args:
+        client: of the registry.
+        name: of the registered model.
+        version: to compare with.
+        stages: with `prepare`, whose test split is compared on.
+        versions: digests of the versions of that data set, see `Origin`.
+    """
     held = None if version is None else Succession(client, name).version(version)
     if version is None or held is None:
         return {}
     tags = held.tags
     found = {"version": version, "sha256": tags.get(SHA256, ""), "note": ""}
     manifest = stages["prepare"].result["manifest"]
-    known = {manifest} | (origin.versions if origin is not None else set())
-    if tags.get(MANIFEST, manifest) not in known:
+    if tags.get(MANIFEST, manifest) not in {manifest} | versions:
         found["note"] = (
             f"version {version} was trained on another version of the data, of whose training "
             "images some may be test images here"

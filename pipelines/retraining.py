@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pipelines.run import Run
-    from pipelines.settings import Settings
     from pipelines.store import Store
     from sdn.data.manifest import Manifest
 
@@ -156,17 +155,33 @@ def _done_of(store: Store, title: str, name: str, key: str) -> Done:
     )
 
 
-def tried(settings: Settings, parent: Parent) -> set[str]:
+def tried(run: Run, parent: Parent | None) -> set[str]:
     """Digests of the data versions on which models were trained from this parent, and decided on.
+
+    Args:
+        run: names the model.
+        parent: the champion; None where there is none: then of all that were decided on.
 
     Raises:
         RegistryError: MLflow cannot be reached.
     """
     return {
         one.tags[MANIFEST]
-        for one in versions_of(settings, f"name = '{parent.name}'")
-        if one.tags.get(PARENT) == parent.version and DECISION in one.tags
+        for one in versions_of(run.settings, f"name = 'sdn-{run.config.name}'")
+        if {DECISION, MANIFEST} <= one.tags.keys()
+        and (parent is None or one.tags.get(PARENT) == parent.version)
     }
+
+
+def came_at_first(tried_on: set[str], versions: Sequence[Manifest]) -> int:
+    """Training samples for a first model: all, or those since one that was not promoted.
+
+    Args:
+        tried_on: see `tried`.
+        versions: of the data set, the newest first.
+    """
+    last = next((one for one in versions if one.digest in tried_on), None)
+    return versions[0].samples("train") if last is None else _came(last, versions)
 
 
 def came_for(parent: Parent, tried_on: set[str], versions: Sequence[Manifest]) -> int:
@@ -191,6 +206,10 @@ def came_for(parent: Parent, tried_on: set[str], versions: Sequence[Manifest]) -
             "or train a first model on this one: sdn run RECIPE --set data.source=shards --set "
             "data.path=PLACE"
         )
+    return _came(last, versions)
+
+
+def _came(last: Manifest, versions: Sequence[Manifest]) -> int:
     came = came_since(last, versions[0])
     assert came is not None
     return came.samples("train")
@@ -200,6 +219,11 @@ def grown(config: RunConfig, dataset: str, manifest: Manifest) -> RunConfig:
     """The config with the data set that grows as its data."""
     data = DataConfig(source=PREPARED, path=dataset, resolution=manifest.resolution)
     return dataclasses.replace(config, data=data)
+
+
+def unheeded(changes: Mapping[str, str]) -> list[str]:
+    """Keys of changes that a first model heeds alone, not a retraining."""
+    return [key for key in changes if not key.startswith(_OF_A_RETRAINING)]
 
 
 def retrained(
@@ -225,7 +249,8 @@ def retrained(
         ValueError: an impossible config.
     """
     own = run.config.stage_two
-    changes = {k: v for k, v in run.spec.overrides.items() if k.startswith(_OF_A_RETRAINING)}
+    left = unheeded(run.spec.overrides)
+    changes = {k: v for k, v in run.spec.overrides.items() if k not in left}
     config = grown(with_overrides(parent.config, changes), dataset, manifest)
     stage = dataclasses.replace(
         config.stage_two,

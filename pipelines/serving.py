@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from pipelines.masking import masked
 from pipelines.ports import HOST
 from pipelines.stack_sockets import note_of_sockets
 
@@ -101,7 +101,7 @@ def database(given: str | None, settings: Settings, *, default: str | None = Non
     Raises:
         ValueError: a password in the option, which every user of the machine could read.
     """
-    if given is not None and urlsplit(given).password is not None:
+    if given is not None and masked(given, hidden=()) != given:
         raise ValueError(
             "--database has a password, and arguments can be read by everyone on the machine: "
             "give the URI as SDN_DATABASE in the environment instead"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -206,17 +207,32 @@ def job_order(name: str) -> str:
 
 
 def credentials() -> list[str]:
-    """Values of environment variables that are credentials by their names."""
+    """Values of environment variables that are credentials by their names, and their passwords.
+
+    Of a database's address its password alone, wherever it stands: all else of it may be shown.
+    """
     import os
 
     named = re.compile(
-        r"(?!.*(FILE|PATH|DIR)$).*(SECRET|PASSWORD|TOKEN|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL)"
+        r"(?!.*(FILE|PATH|DIR)$).*(SECRET|PASSWORD|TOKEN(?!IZERS)|API_KEY|ACCESS_KEY|AUTH_STRING|"
+        r"CREDENTIAL|SDN_AUTH$|SDN_NOTIFY_URL$)"
     )
-    return [
-        value
-        for name, value in os.environ.items()
-        if named.match(name.upper()) and len(value) >= _SHORTEST_CREDENTIAL
-    ]
+    found = [value for name, value in os.environ.items() if named.match(name.upper())]
+    # Of user:password, as in SDN_AUTH and PREFECT_API_AUTH_STRING, a server may repeat the half.
+    found += [value.partition(":")[2] for value in found if "://" not in value]
+    found += _passwords_in(os.environ.get("SDN_DATABASE", ""))
+    return [value for value in found if len(value) >= _SHORTEST_CREDENTIAL]
+
+
+def _passwords_in(address: str) -> list[str]:
+    """The passwords in an address, as they stand there and as they are meant."""
+    try:
+        parts = urlsplit(address)
+        asked = parse_qs(parts.query)
+    except ValueError:
+        return [address]  # of no form that is known
+    found = [parts.password or "", *asked.get("password", [])]
+    return [*found, *(unquote(one) for one in found)]
 
 
 def known_variables() -> list[str]:

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.digests import folder_digest
 from pipelines.model_check import model_folder_in
+from pipelines.notifying import notify
 from pipelines.registry import (
     CHALLENGER,
     CHAMPION,
@@ -34,7 +35,7 @@ from pipelines.registry import (
     champions,
 )
 from pipelines.tracking import client
-from pipelines.tracking_place import shown_uri
+from pipelines.tracking_place import shown_uri, version_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -422,6 +423,8 @@ def registered_name(settings: Settings, name: str = "") -> str:
 def roll_back(settings: Settings, name: str = "", reason: str = "") -> dict[str, Any]:
     """Make a registered model's last champion the champion again, its files checked before.
 
+    People are told.
+
     Args:
         settings: where the registry is.
         name: of the registered model; empty for the one whose champion is the latest.
@@ -448,6 +451,14 @@ def roll_back(settings: Settings, name: str = "", reason: str = "") -> dict[str,
             f"{shown_uri(settings)} failed in the rollback of {name} ({error}): see `sdn "
             "doctor`, then ask for it again; what was begun is completed then"
         ) from error
+    notify(
+        settings,
+        "promotion",
+        f"{name} version {term.champion} is champion again",
+        f"By hand, in place of version {term.previous}: {term.why}",
+        version_page(settings, name, term.champion),
+        key=f"term-{name}-{term.number}",
+    )
     return {
         "name": name,
         "before": term.previous,

@@ -76,12 +76,17 @@ def client(settings: Settings) -> mlflow.MlflowClient:
 
 @contextmanager
 def never_raising(what: str) -> Iterator[None]:
-    """Turn a failure of tracking into a warning: training goes on without it."""
+    """Turn a failure of tracking into a warning: training goes on without it.
+
+    Args:
+        what: is left out; of MLflow, or of Prefect where it begins with "Prefect's".
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001 (whatever MLflow or its server throws)
         reason = masked((str(error) or type(error).__name__).splitlines()[0])
-        logger.warning("MLflow: %s failed and is left out (%s)", what, reason)
+        named = what if what.startswith("Prefect's ") else f"MLflow: {what}"
+        logger.warning("%s failed and is left out (%s)", named, reason)
 
 
 class Tracker:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from pipelines.masking import masked
+from pipelines.masking import masked, public
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -22,8 +21,14 @@ def shown_uri(settings: Settings) -> str:
 
 
 def public_uri(uri: str) -> str:
-    """An address without user and password, as a link for everybody."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    """An address without user and password, as a link for everybody; the same on all machines."""
+    return public(uri, hidden=())
+
+
+def version_page(settings: Settings, name: str, version: str) -> str | None:
+    """MLflow's page of a version; None where MLflow is no server."""
+    uri = public_uri(tracking_uri(settings))
+    return f"{uri.rstrip('/')}/#/models/{name}/versions/{version}" if "http" in uri[:5] else None
 
 
 def artifact_page(settings: Settings, experiment: str, run: str, name: str) -> str:

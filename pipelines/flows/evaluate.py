@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 
 from pipelines.flows.form import AS_RECIPE, Protocol, changes_of
-from pipelines.flows.notices import HOOKS
+from pipelines.flows.notices import HOOKS, masking
 from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_scores
@@ -17,6 +17,7 @@ from pipelines.scoring import beside_champion, open_scoring
 
 
 @flow(name="sdn-evaluate", description=__doc__, **HOOKS)
+@masking
 def evaluate(
     model: str = "",
     protocol: Protocol = AS_RECIPE,

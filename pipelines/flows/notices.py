@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect.utilities.urls import url_for
 
+from pipelines.masking import masked_errors
 from pipelines.notifying import notify
 from pipelines.settings import Settings
-from pipelines.tracking_place import public_uri, tracking_uri
+from pipelines.tracking_place import public_uri, tracking_uri, version_page
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from prefect import Flow
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from pipelines.run import Done, Run
     from sdn.data.dead_letters import TooManyDeadLetters
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _TOLD = "sdn.told"
 """Tag of a version: people were told of the decision about it."""
 
@@ -33,6 +38,14 @@ def failed(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
 
 HOOKS: dict[str, Any] = {"on_failure": [failed], "on_crashed": [failed]}
 """For `flow(...)`: whoever fails is told of."""
+
+
+def masking(function: Callable[P, R]) -> Callable[P, R]:
+    """The function of a flow, whose errors leave it masked: states and logs keep their texts."""
+    found = masked_errors()(function)
+    # Among the names of the module of what wraps it Prefect would not find the types of fields.
+    found.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    return found
 
 
 def tell_of_run(settings: Settings, run: UUID, title: str, text: str) -> None:
@@ -95,12 +108,6 @@ def run_page(settings: Settings, run: UUID | str | None) -> str:
             return str(found)
     uri = public_uri(tracking_uri(settings))
     return uri if uri.startswith("http") else settings.local.as_uri()
-
-
-def version_page(settings: Settings, name: str, version: str) -> str | None:
-    """MLflow's page of a version; None where MLflow is no server."""
-    uri = public_uri(tracking_uri(settings))
-    return f"{uri.rstrip('/')}/#/models/{name}/versions/{version}" if "http" in uri[:5] else None
 
 
 def settings_of(parameters: dict[str, Any]) -> Settings:

@@ -24,7 +24,7 @@ from pipelines.flows.form import (
     Trials,
     Workers,
 )
-from pipelines.flows.notices import HOOKS, tell_of_decision, tell_of_letters
+from pipelines.flows.notices import HOOKS, masking, tell_of_decision, tell_of_letters
 from pipelines.flows.opening import open_run, own_ray
 from pipelines.flows.showing import (
     data_tables,
@@ -35,6 +35,7 @@ from pipelines.flows.showing import (
     show_search,
 )
 from pipelines.flows.stages import Tracked, do
+from pipelines.masking import masked_errors
 from pipelines.preparing import data_uri, first_letters, letter_rows
 from pipelines.release import example_caption, release
 from pipelines.report import ReportParts
@@ -53,6 +54,7 @@ T = TypeVar("T")
 
 
 @flow(name="sdn-pipeline", description=__doc__, **HOOKS)
+@masking
 def pipeline(
     recipe: RecipeName = "openmoji",
     source: SourceName = AS_RECIPE,
@@ -200,6 +202,7 @@ def searched_for(
 
 
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)
+@masked_errors()
 def register(
     run: Run, tracked: Tracked, stages: dict[str, Done], compare: Callable[[Champion], Done]
 ) -> dict[str, Any]:

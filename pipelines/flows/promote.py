@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from pipelines.flows.form import Version
-from pipelines.flows.notices import HOOKS
+from pipelines.flows.notices import HOOKS, masking
 from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_decision
@@ -17,6 +17,7 @@ from pipelines.promoting import promote as promote_version
 
 
 @flow(name="sdn-promote", description=__doc__, **HOOKS)
+@masking
 def promote(
     *,
     model: str = "",

@@ -17,12 +17,13 @@ from pipelines import retraining, work
 from pipelines.data_report import markdown, report_job
 from pipelines.flows.form import Epochs, Rate, RecipeName
 from pipelines.flows.going_on import train_and_decide
-from pipelines.flows.notices import HOOKS, tell_of_arrival, tell_of_letters
+from pipelines.flows.notices import HOOKS, masking, tell_of_arrival, tell_of_letters
 from pipelines.flows.opening import own_ray, refused
 from pipelines.flows.pipeline import chain
 from pipelines.flows.showing import show_dead_letters, show_result
 from pipelines.flows.stages import Progress, do
-from pipelines.ingesting import ingest, only_one, plain
+from pipelines.ingesting import LandingError, ingest, only_one, plain
+from pipelines.masking import masked
 from pipelines.preparing import letter_rows, place
 from pipelines.reasons import TrainingError
 from pipelines.registry import RegistryError
@@ -61,6 +62,7 @@ class Wanted:
 
 
 @flow(name="sdn-retrain", description=__doc__, **HOOKS)
+@masking
 def retrain(
     landing: str = "",
     dataset: str = "",
@@ -94,7 +96,9 @@ def retrain(
             two.
         rate: Its learning rate, below 1. 0: three tenths of the recipe's.
         store: Folder or s3://bucket/prefix for all results; empty for the configured one.
-        changes: Changes to the recipe, each key=value, such as promotion.level=0.05.
+        changes: Changes to the recipe, each key=value, such as promotion.level=0.05. A retraining
+            heeds those about stage_two, evaluation, promotion, lanes, workers, threads and max_...;
+            all others hold for a first model alone, and do nothing once there is a champion.
 
     Returns:
         A completed state whose name says what came of it: NoLandingPlace, UnderWay, NothingNew,
@@ -126,7 +130,11 @@ def retrain(
                 f"another run retrains on {wanted.dataset} already, and sees what has arrived",
             )
         with own_ray(run.settings):
-            return retrain_alone(run, wanted)
+            try:
+                return retrain_alone(run, wanted)
+            except LandingError as error:
+                show_outcome("Refused", str(error))
+                raise
 
 
 def retrain_alone(run: Run, wanted: Wanted) -> State[dict[str, Any]]:
@@ -216,14 +224,14 @@ def due(
     """
     try:
         parent = retraining.find_parent(run)
-        tried = set() if parent is None else retraining.tried(run.settings, parent)
+        tried = retraining.tried(run, parent)
     except RegistryError as error:
         raise RegistryError(
             f"{error}. What has arrived is version {versions[0].number} of {wanted.dataset}: "
             "nothing is lost, and the next run goes on from there"
         ) from error
     if parent is None:
-        new = versions[0].samples("train")
+        new = retraining.came_at_first(tried, versions)
     else:
         new = retraining.came_for(parent, tried, versions)
         unfinished = retraining.begun(run, parent, versions)
@@ -276,9 +284,11 @@ def show_wanted(run: Run, wanted: Wanted) -> None:
     """What was asked for and the resolved config, the first artifact of a run."""
     parts = {"retrain": dataclasses.asdict(wanted), "recipe": to_dict(run.config)}
     text = json.dumps(parts, indent=2)
+    first = ", ".join(f"`{key}`" for key in retraining.unheeded(run.spec.overrides))
+    note = f"\n\nChanges that do nothing once there is a champion: {first}" if first else ""
     with never_raising("Prefect's artifact of the config"):
         create_markdown_artifact(
-            f"```json\n{text}\n```\n\nStore: `{run.store.uri}`", key="resolved-config"
+            f"```json\n{text}\n```\n\nStore: `{run.store.uri}`{note}", key="resolved-config"
         )
 
 
@@ -289,14 +299,19 @@ def told(
     data = {"outcome": name, "message": message, **more}
     if found is not None:
         data["ingest"] = found.as_dict()
-    with never_raising("Prefect's artifact of the outcome"):
-        create_markdown_artifact(f"# {name}\n\n{message}", key="outcome")
+    show_outcome(name, message)
     return Completed(name=name, message=message, data=data)
+
+
+def show_outcome(name: str, message: str) -> None:
+    """What came of a run, its last artifact."""
+    with never_raising("Prefect's artifact of the outcome"):
+        create_markdown_artifact(f"# {name}\n\n{masked(message)}", key="outcome")
 
 
 def _since(parent: Parent | None) -> str:
     if parent is None:
-        return "the beginning (there is no champion)"
+        return "the last model that was decided on, or the beginning (there is no champion)"
     return f"the data of version {parent.version}, the champion, and of those trained from it"
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from pipelines.flows.notices import HOOKS
+from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_asked
 from pipelines.settings import Settings
@@ -16,6 +17,7 @@ from pipelines.tracking import never_raising
 
 
 @flow(name="sdn-rollback", description=__doc__, **HOOKS)
+@masking
 def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, Any]:
     """Check the files of the champion before, make it the champion again, say so.
 
@@ -28,7 +30,8 @@ def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, An
         What was done; JSON values, see `pipelines.succession.roll_back`.
     """
     settings = Settings(store=store) if store else Settings()
-    name = registered_name(settings, model)
+    with refused({"model": model, "reason": reason, "store": settings.store}):
+        name = registered_name(settings, model)
     show_asked({"model": name, "reason": reason, "store": settings.store})
     with living(settings):
         found = roll_back(settings, name, reason)

@@ -13,6 +13,7 @@ from prefect.artifacts import (
 )
 
 from pipelines.flows.form import AS_RECIPE
+from pipelines.masking import masked
 from pipelines.preparing import first_letters
 from pipelines.search_tables import search_rows, told
 from pipelines.tracking import never_raising
@@ -46,10 +47,10 @@ def show_asked(resolved: dict[str, Any]) -> None:
 def show_refusal(asked: dict[str, Any], why: str) -> None:
     """What was asked for and why it cannot be done, where the resolved config would stand."""
     given = {name: value for name, value in asked.items() if value not in ("", 0, [], AS_RECIPE)}
-    text = json.dumps(given, indent=2, default=str)
+    text = masked(json.dumps(given, indent=2, default=str))
     with never_raising("Prefect's artifact of the refusal"):
         create_markdown_artifact(
-            f"**This cannot be run:** {why}\n\nAsked for:\n\n```json\n{text}\n```",
+            f"**This cannot be run:** {masked(why)}\n\nAsked for:\n\n```json\n{text}\n```",
             key="resolved-config",
         )
 

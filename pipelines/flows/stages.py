@@ -14,6 +14,7 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from pipelines.masking import masked_errors
 from pipelines.run import Done, Job, Run, perform
 from pipelines.search_pictures import PICTURES
 from pipelines.search_tables import search_rows, told
@@ -54,6 +55,7 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
         refresh_cache=not done_before,
         persist_result=True,
     )
+    @masked_errors()
     def work(key: str) -> Done:
         get_run_logger().info("stage %s, key %s", stage.name, key)
         return perform(run, job)

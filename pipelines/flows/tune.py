@@ -19,7 +19,7 @@ from pipelines.flows.form import (
     SourceName,
     Workers,
 )
-from pipelines.flows.notices import HOOKS
+from pipelines.flows.notices import HOOKS, masking
 from pipelines.flows.opening import open_run, own_ray
 from pipelines.flows.pipeline import on_data, searched_for
 from pipelines.flows.showing import show_found
@@ -30,6 +30,7 @@ from pipelines.tracking import never_raising
 
 
 @flow(name="sdn-tune", description=__doc__, **HOOKS)
+@masking
 def tune(
     recipe: RecipeName = "openmoji",
     source: SourceName = AS_RECIPE,

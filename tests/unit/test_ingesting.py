@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from landing_place import FOLDER, OLD, LandingPlace, picture
+from typer.testing import CliRunner
 
 from pipelines import ingesting, preparing
+from pipelines.cli import app
+from pipelines.flows import arrival
 from pipelines.ingesting import LandingError, ingest, only_one
 from pipelines.settings import Settings
 from sdn.data.dataset import open_dataset
@@ -238,3 +241,42 @@ def test_places_that_cannot_be_used_are_refused(here):
     here.path = Path(here.path.parent / "nowhere")
     with pytest.raises(LandingError, match="there is no landing place"):
         here.ingest()
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The events that were sent."""
+    found = []
+    monkeypatch.setattr(arrival, "send", found.append)
+    return found
+
+
+def call(here, monkeypatch, *args):
+    """`sdn ingest` in the folder in which the landing place lies, named by its last part."""
+    monkeypatch.chdir(here.path.parent)
+    monkeypatch.setenv("SDN_CACHE", str(here.settings.cache))
+    where = ["ingest", "landing", "--into", "set", "--store", "store", "--settle-s", "0"]
+    return CliRunner().invoke(app, [*where, *args])
+
+
+def test_the_event_names_places_as_a_worker_finds_them(here, monkeypatch, sent):
+    """A worker runs in another folder: a relative landing place goes out whole."""
+    for number in range(30):
+        here.pair(number)
+    monkeypatch.setenv("PREFECT_API_URL", "http://anna:a-pass-word@prefect:4200/api")
+    done = call(here, monkeypatch, "--notify-event")
+    assert done.exit_code == 0, done.output
+    (event,) = sent
+    assert event["payload"] == {"landing": str(here.path), "dataset": str(here.dataset)}
+    assert "a-pass-word" not in done.output
+
+
+def test_without_a_server_to_tell_nothing_is_taken(here, monkeypatch, sent):
+    """Asked again with the address set there is still something new to tell of."""
+    here.pair(1)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = call(here, monkeypatch, "--notify-event")
+    assert done.exit_code == 1
+    assert "needs PREFECT_API_URL" in done.stderr
+    assert not here.dataset.exists()
+    assert sent == []

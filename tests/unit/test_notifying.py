@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from pipelines import notifying
-from pipelines.notifying import forget, notify, without_credentials
+from pipelines.notifying import forget, notify
 from pipelines.settings import Settings
 
 SECRET_PATH = "/services/T0/B0/hidden-in-the-address"
@@ -170,7 +170,9 @@ def test_credentials_are_not_said(told, tmp_path, monkeypatch):
     assert "some" not in said
     assert "host/db" in said
     url = "http://127.0.0.1:1/hidden"
-    assert "hidden" not in without_credentials(f"to {url}", settings(tmp_path, notify_url=url))
+    here = settings(tmp_path, notify_command=command, notify_url=url)
+    notify(here, "failure", "t", f"to {url}")
+    assert "hidden" not in json.dumps(read())
 
 
 def test_nothing_is_configured(tmp_path):

@@ -8,18 +8,24 @@ from types import SimpleNamespace
 
 import pytest
 from registered_versions import aliases, registered
+from tiny_data import append, record, write
 from typer.testing import CliRunner
 
 from pipelines import promoting
 from pipelines.cli import app
+from pipelines.flows import opening
+from pipelines.flows.rollback import rollback
 from pipelines.generation import FoundModel
 from pipelines.promoting import open_promotion, promote
-from pipelines.registry import DamagedModelError, RegistryError
+from pipelines.registry import MANIFEST, DamagedModelError, RegistryError
 from pipelines.release import COMPARED, DECISION
 from pipelines.run import Done
 from pipelines.settings import Settings
 from pipelines.store import StoreError
 from pipelines.succession import FORCED, ROLLED_BACK, Succession, roll_back
+from sdn.config import DataConfig
+from sdn.data.files import LocalFolder
+from sdn.data.manifest import read_versions
 from sdn.evaluation import UNTRAINED
 
 GAIN = {"value": 0.1, "low": 0.05, "high": 0.15, "count": 9, "interval": "x", "withheld": ""}
@@ -37,15 +43,17 @@ class Place:
         self.succession = Succession(self.client, name)
         self.succession.succeed("1", lambda _: (True, "the first"))
         self.settings = Settings(store=str(folder))
-        self.better, self.fails, self.asked = True, None, []
+        self.better, self.fails, self.asked, self.manifest = True, None, [], "m"
         self.meanwhile = lambda: None
+        self.data, self.told = DataConfig(source="openmoji", path=None), []
+        monkeypatch.setattr(promoting, "notify", lambda *said, key: self.told.append(said[1:3]))
         monkeypatch.setattr(promoting, "score", self.score)
 
     def score(self, *_):
         if self.fails:
             raise self.fails
         return SimpleNamespace(
-            inputs={"data": done("prepare", {"manifest": "m"})}, against=self.against
+            inputs={"data": done("prepare", {"manifest": self.manifest})}, against=self.against
         )
 
     def against(self, champion, _do):
@@ -66,6 +74,7 @@ class Place:
         )
         run = SimpleNamespace(
             settings=self.settings,
+            config=SimpleNamespace(data=self.data),
             store=SimpleNamespace(fetch=lambda folder: self.settings.local / folder),
         )
         return promote(SimpleNamespace(found=found, run=run), **how)
@@ -100,6 +109,7 @@ def test_a_better_version_passes_the_gate(place):
     assert json.loads(place.tags(2)[COMPARED])["version"] == "1"
     assert FORCED not in place.tags(2)
     assert found["report"].endswith("report.html")
+    assert place.told == [("promotion", f"{place.name} version 2 is champion")]
 
 
 def test_one_that_is_not_better_does_not(place):
@@ -110,6 +120,7 @@ def test_one_that_is_not_better_does_not(place):
     assert found["reason"].startswith("not better than version 1. With force and a reason")
     assert place.aliases() == {"champion": "1"}
     assert json.loads(place.tags(2)[DECISION])["promoted"] is False
+    assert place.told == [("rejection", f"{place.name} version 2 is not promoted")]
 
 
 def test_a_person_overrules_the_gate_with_a_reason(place):
@@ -125,6 +136,21 @@ def test_a_person_overrules_the_gate_with_a_reason(place):
     assert (decision["promoted"], decision["forced"]) == (True, True)
     assert decision["kid"]["p_value"] == 0.01
     assert place.aliases() == {"champion": "2", "previous": "1"}
+
+
+def test_versions_of_one_data_set_are_compared_without_a_note(place, tmp_path):
+    """A sample has one split in all of them; of a champion of other data that is not known."""
+    write(tmp_path / "set")
+    append(tmp_path / "set", [record(n) for n in range(100, 103)])
+    newest, first = read_versions(LocalFolder(tmp_path / "set"))
+    place.manifest = first.digest
+    place.data = DataConfig(source="shards", path=str(tmp_path / "set"))
+    place.better = False
+    for manifest, note in ((newest.digest, False), ("f" * 64, True)):
+        place.client.set_model_version_tag(place.name, "1", MANIFEST, manifest)
+        place.promote(2)
+        found = json.loads(place.tags(2)[COMPARED])["note"]
+        assert ("another version of the data" in found) is note
 
 
 @pytest.mark.parametrize("reason", ["", "  "])
@@ -158,6 +184,7 @@ def test_the_champion_stays_the_champion(place):
     assert place.asked == []
     assert len(place.succession.terms()) == 1
     assert DECISION not in place.tags(1)
+    assert place.told == []
 
 
 def test_what_was_rolled_back_from_comes_back_by_force_alone(place):
@@ -213,3 +240,14 @@ def test_the_command_says_what_is_missing(tmp_path):
     assert found.exit_code == 1
     assert "nothing is registered" in found.stderr
     assert not (tmp_path / "store").exists()
+
+
+def test_a_rollback_that_cannot_be_is_shown_first(tmp_path, monkeypatch):
+    """Nothing is registered: the first artifact says so, and what was asked for."""
+    shown = []
+    monkeypatch.setattr(opening, "show_refusal", lambda asked, why: shown.append((asked, why)))
+    with pytest.raises(RegistryError, match="nothing is registered"):
+        rollback.fn(reason="worse", store=str(tmp_path / "store"))
+    ((asked, why),) = shown
+    assert asked == {"model": "", "reason": "worse", "store": str(tmp_path / "store")}
+    assert "nothing is registered" in why

@@ -12,7 +12,8 @@ from pipelines import newcomers, retraining, work
 from pipelines.flows import retrain as module
 from pipelines.ingesting import Ingested, LandingError, only_one
 from pipelines.reasons import TrainingError
-from pipelines.registry import RegistryError
+from pipelines.registry import MANIFEST, RegistryError
+from pipelines.release import DECISION, PARENT
 from pipelines.retraining import Parent
 from pipelines.run import Done, RunSpec
 from pipelines.store import StoreError
@@ -161,8 +162,34 @@ def test_when_a_retraining_is_due(run, versions, champion):
 def test_a_first_model_is_due_when_there_is_enough(run, versions, monkeypatch):
     """Without a champion the whole data set is new."""
     monkeypatch.setattr(retraining, "find_parent", lambda run: None)
+    monkeypatch.setattr(retraining, "versions_of", lambda *_: [])
     assert module.due(run, wanted(min_new=25), versions) == (None, versions[0], 25)
     assert module.due(run, wanted(min_new=26), versions) == (None, None, 25)
+
+
+def test_a_first_model_that_was_not_promoted_is_not_trained_again_for_each_image(
+    run, versions, monkeypatch
+):
+    """Without a champion, what came counts since the newest data that any model was decided on."""
+    decided = {DECISION: "{}", PARENT: "1"}
+    there = [{DECISION: "{}", MANIFEST: versions[1].digest}, {MANIFEST: versions[0].digest}]
+    there += [decided, decided | {MANIFEST: "another data set's"}]
+    asked = []
+
+    def found(settings, condition):
+        asked.append(condition)
+        return [SimpleNamespace(tags=tags) for tags in there]
+
+    monkeypatch.setattr(retraining, "find_parent", lambda run: None)
+    monkeypatch.setattr(retraining, "versions_of", found)
+    assert module.due(run, wanted(min_new=5), versions) == (None, versions[0], 5)
+    assert module.due(run, wanted(min_new=6), versions) == (None, None, 5)
+    assert set(asked) == {"name = 'sdn-tiny'"}
+    looks = Looks(monkeypatch, versions, [2])
+    looks._last = versions[1]
+    state = module.retrain_alone(run, wanted(min_new=1))
+    assert state.name == "NothingNew"
+    assert "0 of 1 new training samples" in state.message
 
 
 def test_without_mlflow_what_arrived_is_kept(run, versions, monkeypatch):
@@ -355,3 +382,36 @@ def test_the_form_is_flat_and_described():
     assert schema["source"]["enum"] == ["recipe", "folder", "parquet", "tars"]
     assert schema["min_new"]["minimum"] == 1
     assert schema["settle_s"]["maximum"] == 3600
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Key -> text of the artifacts of a run of the flow."""
+    found = {}
+    monkeypatch.setattr(
+        module, "create_markdown_artifact", lambda text, key: found.setdefault(key, text)
+    )
+    return found
+
+
+def test_changes_that_a_retraining_does_not_heed_are_named_first(tmp_path, shown):
+    """The first artifact says which changes do nothing once there is a champion."""
+    changes = {"promotion.level": "0.1", "teacher.epochs": "77", "workers": "1"}
+    module.show_wanted(RunSpec("tiny", changes, str(tmp_path)).open(), wanted())
+    assert shown["resolved-config"].endswith(
+        "Changes that do nothing once there is a champion: `teacher.epochs`"
+    )
+    shown.clear()
+    module.show_wanted(RunSpec("tiny", {"workers": "1"}, str(tmp_path)).open(), wanted())
+    assert "do nothing" not in shown["resolved-config"]
+
+
+def test_a_landing_place_that_cannot_be_used_is_shown(tmp_path, shown, monkeypatch):
+    """After what was asked for the run shows why it cannot be done."""
+    monkeypatch.setenv("SDN_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(LandingError, match="there is no landing place"):
+        module.retrain.fn(
+            landing=str(tmp_path / "nowhere"), recipe="tiny", store=str(tmp_path / "store")
+        )
+    assert list(shown) == ["resolved-config", "outcome"]
+    assert "there is no landing place" in shown["outcome"]

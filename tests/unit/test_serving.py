@@ -191,9 +191,12 @@ def test_ray_asks_for_its_token_and_shows_its_dashboard_here_alone():
     assert not [one for one in node.argv if one == "--head" or one.startswith("--port")]
 
 
-def test_a_password_in_an_argument_is_refused(monkeypatch):
-    """A database's URI with a password comes out of the environment."""
-    uri = f"postgresql://sdn:{SECRET}@db/mlflow"
+@pytest.mark.parametrize(
+    "form", ["postgresql://sdn:{}@db/mlflow", "postgresql://db/mlflow?user=sdn&password={}"]
+)
+def test_a_password_in_an_argument_is_refused(monkeypatch, form):
+    """A database's URI with a password, in either form, comes out of the environment."""
+    uri = form.format(SECRET)
     with pytest.raises(ValueError, match="SDN_DATABASE") as refused:
         serving.database(uri, Settings())
     assert SECRET not in str(refused.value)

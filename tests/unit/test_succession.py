@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from registered_versions import aliases, registered
 from typer.testing import CliRunner
 
+from pipelines import succession as module
 from pipelines.cli import app
 from pipelines.registry import SHA256, DamagedModelError, RegistryError
 from pipelines.settings import Settings
@@ -407,9 +408,11 @@ def weights(succession, version):
     return Path(urlsplit(source).path) / "artifacts" / "model" / "student.safetensors"
 
 
-def test_the_command_rolls_back(store):
-    """`sdn rollback` says what it did and in what time; again, and it is undone."""
+def test_the_command_rolls_back(store, monkeypatch):
+    """`sdn rollback` says what it did and in what time, and tells people; again, it is undone."""
     folder, succession = store
+    told = []
+    monkeypatch.setattr(module, "notify", lambda *said, key: told.append((*said[1:4], key)))
     called = ["rollback", "--store", str(folder), "--reason", "drew nothing"]
     done = CliRunner().invoke(app, [*called, "--json"])
     assert done.exit_code == 0, done.output
@@ -425,6 +428,9 @@ def test_the_command_rolls_back(store):
     print(f"\nrollback: {said['seconds']} s")
     assert said["seconds"] < 30
     assert shown(succession) == {"champion": "1", "previous": "2"}
+    title = f"{succession.name} version 1 is champion again"
+    text = "By hand, in place of version 2: drew nothing"
+    assert told == [("promotion", title, text, f"term-{succession.name}-3")]
     done = CliRunner().invoke(app, [*called[:1], succession.name, *called[1:]])
     assert "version 2 is the champion again, in place of version 1" in done.stdout
     assert shown(succession) == {"champion": "2", "previous": "1"}

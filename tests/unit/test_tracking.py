@@ -24,11 +24,19 @@ def tracker(tmp_path):
 
 @pytest.mark.parametrize("error", [TimeoutError(), ValueError("first\nsecond")])
 def test_tracking_never_raises(error, caplog):
-    """Whatever tracking throws, without any text too, is one warning."""
+    """Whatever tracking throws, without any text too, is one warning, of MLflow."""
     with caplog.at_level(logging.WARNING), never_raising("something"):
         raise error
-    assert "something failed" in caplog.text
+    assert "MLflow: something failed" in caplog.text
     assert "second" not in caplog.text
+
+
+def test_what_prefect_fails_at_is_not_said_of_mlflow(caplog):
+    """Whoever reads the warning looks at the server that is away."""
+    with caplog.at_level(logging.WARNING), never_raising("Prefect's artifact of the config"):
+        raise TimeoutError
+    (said,) = caplog.messages
+    assert said.startswith("Prefect's artifact of the config failed")
 
 
 def test_a_run_is_found_again_and_its_failure_forgotten(tracker):

@@ -1,0 +1,74 @@
+"""Ray started in a process of ours: who can reach it, and who may use it."""
+
+import json
+import os
+import subprocess
+import sys
+
+OWNER = """
+import ipaddress, json, os, sys
+import psutil, ray
+from pipelines.cluster import start_ray, stop_ray
+from pipelines.settings import Settings
+
+@ray.remote
+def here():
+    return os.getpid()
+
+start_ray(Settings(store=sys.argv[1], cpus=1))
+ray.get(here.remote())
+me = psutil.Process()
+found = {"address": ray.get_runtime_context().gcs_address, "near": 0, "far": []}
+for process in (me, *me.children(recursive=True)):
+    for one in process.net_connections("inet"):
+        if one.status != psutil.CONN_LISTEN:
+            continue
+        ip = ipaddress.ip_address(one.laddr.ip)
+        if (getattr(ip, "ipv4_mapped", None) or ip).is_loopback:
+            found["near"] += 1
+        else:
+            found["far"].append([process.name(), one.laddr.ip])
+print(json.dumps(found), flush=True)
+sys.stdin.readline()
+stop_ray()
+"""
+STRANGER = """
+import sys
+from ray._raylet import GcsClient
+
+# Not `ray.init`: that would ask the network's address instead of 127.0.0.1, where nobody listens.
+print("let in", GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, timeout=20))
+"""
+
+
+def without_token():
+    """An environment in which Ray knows of no token."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+
+def test_an_embedded_ray_is_reached_from_this_machine_alone_and_asks_for_its_token(tmp_path):
+    """No process of it listens beyond loopback, and a client without its token is refused."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        env=without_token() | {"HOME": str(tmp_path / "owner")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        found = json.loads(owner.stdout.readline())
+        asked = subprocess.run(
+            [sys.executable, "-c", STRANGER, found["address"]],
+            env=without_token() | {"HOME": str(tmp_path / "other"), "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        owner.communicate("\n", timeout=60)
+    assert found["far"] == []
+    assert found["near"] > 2, "Ray's own servers were seen"
+    assert asked.returncode != 0
+    assert "let in" not in asked.stdout
+    assert "Unauthenticated" in asked.stderr
