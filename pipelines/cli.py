@@ -102,7 +102,7 @@ def run(
             answer(plan | more, as_json=as_json)
             return
         opened.store.check()
-        from pipelines.early_server import early_server
+        from pipelines.flows.early_server import early_server
         from pipelines.orphans import ended_with_this_process
         from sdn.data.dead_letters import TooManyDeadLetters
 

@@ -144,7 +144,7 @@ def retrain(
     with expected_errors():
         quiet()
         from pipelines.data_commands import show_letters
-        from pipelines.early_server import early_server
+        from pipelines.flows.early_server import early_server
         from pipelines.orphans import ended_with_this_process
         from sdn.data.dead_letters import TooManyDeadLetters
 
