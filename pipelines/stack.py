@@ -200,7 +200,7 @@ class Stack:
         Raises:
             ValueError: the path is too long for sockets, or the runtime folder somebody else's.
         """
-        for folder in (self.folder, self.folder / "prefect-home", self.runtime):
+        for folder in (self.folder, self.folder / "prefect-home", self.runtime, self._ray_tmp):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.runtime.is_symlink() or self.runtime.stat().st_uid != os.getuid():
             raise ValueError(
@@ -224,6 +224,11 @@ class Stack:
     @property
     def _credentials(self) -> Path:
         return self.folder / "s3-keys"
+
+    @property
+    def _ray_tmp(self) -> Path:
+        """For sockets that Ray's dashboard would leave among all temporary files."""
+        return self.runtime / "tmp"
 
     @property
     def _token(self) -> Path:
@@ -300,7 +305,8 @@ class Stack:
                 argv=(*sdn, "reconcile")
                 if part == RECONCILER
                 else (*sdn, "serve", part, *arguments[part]),
-                env=mark(self.folder, part),
+                env=mark(self.folder, part)
+                | ({"TMPDIR": str(self._ray_tmp)} if part == RAY else {}),
                 start_s=3 if part == S3 else 20,
                 stop_s=patience.get(part, 15),
             )
