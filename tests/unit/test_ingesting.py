@@ -28,6 +28,7 @@ from sdn.data.shards import run_here
 from sdn.data.verification import verify
 
 QUIET = Look(settle_s=0)
+PASSWORD = "not-shown-anywhere"
 
 
 @pytest.fixture(autouse=True)
@@ -263,12 +264,12 @@ def test_the_event_names_places_as_a_worker_finds_them(here, monkeypatch, sent):
     """A worker runs in another folder: a relative landing place goes out whole."""
     for number in range(30):
         here.pair(number)
-    monkeypatch.setenv("PREFECT_API_URL", "http://anna:a-pass-word@prefect:4200/api")
+    monkeypatch.setenv("PREFECT_API_URL", f"http://anna:{PASSWORD}@prefect:4200/api")
     done = call(here, monkeypatch, "--notify-event")
     assert done.exit_code == 0, done.output
     (event,) = sent
     assert event["payload"] == {"landing": str(here.path), "dataset": str(here.dataset)}
-    assert "a-pass-word" not in done.output
+    assert PASSWORD not in done.output
 
 
 def test_without_a_server_to_tell_nothing_is_taken(here, monkeypatch, sent):

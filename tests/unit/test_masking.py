@@ -125,4 +125,5 @@ def test_errors_leave_masked_with_those_they_came_from(wrap):
 
 def test_the_registrys_errors_are_masked_from_the_start():
     """They become parts of notices, tags and artifacts."""
-    assert str(RegistryError(f"http://anna:{SECRET}@m is gone")) == "http://anna:***@m is gone"
+    address = "http://anna:{}@m is gone"
+    assert str(RegistryError(address.format(SECRET))) == address.format("***")
