@@ -14,6 +14,7 @@ from pipelines.succession import Succession
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
+@pytest.mark.rest
 def test_a_worker_runs_the_deployed_flow(chain, server):
     """`prefect deploy --all` on a server; a run created there is done by a worker, with Ray."""
     here, _ = chain

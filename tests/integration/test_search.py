@@ -123,6 +123,7 @@ def cluster(tmp_path_factory):
         yield found
 
 
+@pytest.mark.rest
 def test_nothing_is_left_on_a_cluster_after_asha_has_stopped_twenty_trials(store, cluster):
     """No placement group, no actor and no trial's process, on a cluster that goes on."""
     changes = {"search.trials": "54", "search.images": "300", "search.seed": "1"}
@@ -160,7 +161,7 @@ def test_nothing_is_left_here_after_asha_has_stopped_twenty_trials(store):
 
 def test_a_killed_driver_forgets_nothing(store):
     """The next one runs exactly the configurations that remain, and changes no record."""
-    changes = {"search.trials": "14", "search.images": "1800", "search.random_trials": "20"}
+    changes = {"search.trials": "10", "search.images": "1200", "search.random_trials": "20"}
     first = Driver(store, changes)
     first.until(
         lambda: len({t["number"] for t in first.all("trial") if t["state"] != "running"}) >= 4,
@@ -177,7 +178,7 @@ def test_a_killed_driver_forgets_nothing(store):
     assert begun
     config = search_place.run_of(store, changes).config
     remaining = begun | {
-        n: suggestion(config, before.all(), n) for n in range(14) if n not in before.trials
+        n: suggestion(config, before.all(), n) for n in range(10) if n not in before.trials
     }
     second = Driver(store, changes)
     result = second.result()
@@ -186,7 +187,7 @@ def test_a_killed_driver_forgets_nothing(store):
         remaining
     )
     after = records(store, changes)
-    assert len(after) == 14
+    assert len(after) == 10
     for number in ended:
         name = f"{TRIALS}/{number:04d}.json"
         assert after[name] == contents[name]
