@@ -63,10 +63,12 @@ class Running:
         )  # fmt: skip
         return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
 
-    def sdn(self, *args: str, ok: int = 0, env: dict[str, str] | None = None) -> str:
+    def sdn(
+        self, *args: str, ok: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> str:
         """What a command says, on both channels."""
         done = subprocess.run(
-            [COMMAND, *args], env=self.env | (env or {}), cwd=self.root.parent,
+            [COMMAND, *args], env=self.env | (env or {}), cwd=cwd or self.root.parent,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False,
         )  # fmt: skip
         assert done.returncode == ok, done.stdout
@@ -164,7 +166,8 @@ def test_up_and_deploy_again_change_nothing(stack):
 
     pids, before = stack.pids(), deployments()
     assert "runs already, and all of it is healthy" in stack.up()
-    assert "nothing to do" in stack.sdn("deploy", env=stack.client)
+    # In the folder in which the stack has deployed: flow runs begin where that was done.
+    assert "nothing to do" in stack.sdn("deploy", env=stack.client, cwd=stack.folder)
     assert stack.pids() == pids
     assert deployments() == before
 
