@@ -95,9 +95,11 @@ def test_a_scheduled_run_is_done_when_it_is_due(server):
     for version in ("1", "2"):
         succession.succeed(version, lambda _: (True, "better"))
     deployment = server.deployments["sdn-rollback"]["id"]
-    due = datetime.now(UTC) + timedelta(seconds=12)
+    due = datetime.now(UTC) + timedelta(seconds=45)
     daily = {"interval": 24 * 3600, "anchor_date": due.isoformat()}
     made = server.post(f"deployments/{deployment}/schedules", [{"schedule": daily, "active": True}])
+    # The scheduler looks once a minute, but after seconds at deployments that were just changed.
+    httpx.patch(f"{server.api}/deployments/{deployment}", json={"paused": False}, timeout=30)
 
     def scheduled():
         asked = {"flow_runs": {"deployment_id": {"any_": [deployment]}}}
