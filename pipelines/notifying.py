@@ -102,6 +102,34 @@ def notify(
     return any(delivered)
 
 
+def notify_of_version(
+    settings: Settings,
+    name: str,
+    version: str,
+    text: str,
+    link: str,
+    *,
+    promoted: bool,
+    key: str | None,
+) -> bool:
+    """Tell what was decided about a version of a model.
+
+    Args:
+        settings: where to.
+        name: of the registered model.
+        version: of it.
+        text: what it was compared with, and why.
+        link: where to look.
+        promoted: whether it is the champion now.
+        key: as for `notify`.
+
+    Returns:
+        As `notify`.
+    """
+    title = f"{name} version {version} is {'champion' if promoted else 'not promoted'}"
+    return notify(settings, "promotion" if promoted else "rejection", title, text, link, key=key)
+
+
 def forget(settings: Settings, key: str) -> None:
     """Let an event of this key be told of again, as of something that is tried once more."""
     with suppress(OSError):

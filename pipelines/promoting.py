@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipelines.masking import masked
-from pipelines.notifying import notify
+from pipelines.notifying import notify_of_version
 from pipelines.preparing import place
 from pipelines.registry import RegistryError
 from pipelines.release import COMPARED, DECISION, champion_of, opponent_of, short_decision
@@ -211,12 +211,13 @@ def tell(settings: Settings, found: dict[str, Any]) -> None:
     """
     name, version, promoted = found["name"], found["version"], found["champion"]
     with_whom = found["compared_with"]
-    notify(
+    notify_of_version(
         settings,
-        "promotion" if promoted else "rejection",
-        f"{name} version {version} is {'champion' if promoted else 'not promoted'}",
+        name,
+        version,
         f"By hand. {f'Compared with {with_whom}. ' if with_whom else ''}{found['reason']}",
         version_page(settings, name, version) or found["report"],
+        promoted=promoted,
         key=f"term-{name}-{found['term']}" if promoted else None,
     )
 

@@ -38,11 +38,11 @@ def _command(command: str) -> Check:
             found=f"SDN_NOTIFY_COMMAND cannot be split into words: {error}",
             remedy="close its quotes: it is read as a shell reads words, and run without one",
         )
+    ok = shutil.which(program) is not None
     return Check(
-        ok=shutil.which(program) is not None,
+        ok=ok,
         what="notices by command",
-        found=f"{program or 'SDN_NOTIFY_COMMAND'} can"
-        f"{'' if shutil.which(program) else 'not'} be run",
+        found=f"{program or 'SDN_NOTIFY_COMMAND'} can{'' if ok else 'not'} be run",
         remedy="SDN_NOTIFY_COMMAND is to begin with a program on the PATH or the whole path of one "
         "(chmod +x); it is run without a shell, so no ~, pipe or variable; then `sdn notify hello`",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from prefect.utilities.urls import url_for
 
 from pipelines.masking import masked_errors
-from pipelines.notifying import notify
+from pipelines.notifying import notify, notify_of_version
 from pipelines.settings import Settings
 from pipelines.tracking_place import public_uri, tracking_uri, version_page
 
@@ -88,13 +88,13 @@ def tell_of_decision(
     with never_raising("the notice of the decision"):
         if _TOLD in client.get_model_version(name, number).tags:
             return
-        promoted = registered["champion"]
-        notify(
+        notify_of_version(
             run.settings,
-            "promotion" if promoted else "rejection",
-            f"{name} version {number} is {'champion' if promoted else 'not promoted'}",
+            name,
+            number,
             f"Compared with {compared.result['champion']}. {registered['reason']}",
             version_page(run.settings, name, number) or report,
+            promoted=registered["champion"],
             key=f"version-{name}-{number}",
         )
         client.set_model_version_tag(name, number, _TOLD, "true")

@@ -267,7 +267,11 @@ class TestOpen:
 
     def test_counts_of_steps_are_no_hindrance(self, tmp_path, network):
         """A conversion that holds `num_batches_tracked` is accepted."""
-        open_inception(write(tmp_path / "weights.pth", network.state_dict()), None)
+        state = network.state_dict()
+        assert any("num_batches_tracked" in name for name in state)
+        opened = open_inception(write(tmp_path / "weights.pth", state), None).state_dict()
+        assert opened.keys() == state.keys()
+        assert all(torch.equal(v, opened[name]) for name, v in state.items())
 
     def test_wrong_digest(self, tmp_path, state):
         """Another digest than the expected one names the file and both."""

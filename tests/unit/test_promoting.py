@@ -11,7 +11,7 @@ from registered_versions import aliases, registered
 from tiny_data import append, record, write
 from typer.testing import CliRunner
 
-from pipelines import promoting
+from pipelines import notifying, promoting
 from pipelines.cli import app
 from pipelines.flows import opening
 from pipelines.flows.rollback import rollback
@@ -46,7 +46,7 @@ class Place:
         self.better, self.fails, self.asked, self.manifest = True, None, [], "m"
         self.meanwhile = lambda: None
         self.data, self.told = DataConfig(source="openmoji", path=None), []
-        monkeypatch.setattr(promoting, "notify", lambda *said, key: self.told.append(said[1:3]))
+        monkeypatch.setattr(notifying, "notify", lambda *said, key: self.told.append(said[1:3]))
         monkeypatch.setattr(promoting, "score", self.score)
 
     def score(self, *_):
