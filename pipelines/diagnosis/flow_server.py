@@ -66,10 +66,10 @@ def _client(url: str) -> httpx.Client:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
     key, auth = PREFECT_API_KEY.value(), PREFECT_API_AUTH_STRING.value()
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     basic = None
     if auth:
-        user, _, password = auth.get_secret_value().partition(":")
+        user, _, password = auth.partition(":")
         basic = httpx.BasicAuth(user, password)
     return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, auth=basic, timeout=5)
 

@@ -21,6 +21,7 @@ from pipelines.generation import find_model
 from pipelines.model_check import FORBIDDEN, SAMPLES
 from pipelines.ports import listens
 from pipelines.registry import CHALLENGER, DamagedModelError, RegistryError, model_folder
+from pipelines.settings import Settings
 from sdn.sampling import STUDENT
 from sdn.tensor_files import read_tensors, write_tensors
 
@@ -39,6 +40,8 @@ def served(tmp_path, monkeypatch):
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("SDN_AUTH", "someone:not-a-real-password")
+    for name, value in Settings().logins.items():  # a client of MLflow sets them: end with the test
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("SDN_CACHE", str(tmp_path / "cache"))
     words = ("--port", str(port), "--artifacts", str(tmp_path / "artifacts"))
     words += ("--database", f"sqlite:///{tmp_path}/served.db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import platform
@@ -37,8 +38,9 @@ def remedies(checks):
 
 
 @contextmanager
-def answering(answers, *, date=None):
-    """A server on 127.0.0.1 with these answers by path: (status, text or JSON); else 404."""
+def answering(answers, *, date=None, wants=""):
+    """A server on 127.0.0.1 with these answers by path: (status, text or JSON); else 404. Of a
+    request whose Authorization is not the one it `wants` it answers 401."""
 
     class Handler(BaseHTTPRequestHandler):
         def _any(self):
@@ -46,6 +48,8 @@ def answering(answers, *, date=None):
             path = self.path.partition("?")[0]
             below = (a for n, a in answers.items() if n[-1] == "*" and path.startswith(n[:-1]))
             status, content = answers.get(path) or next(below, (404, "no such page"))
+            if wants and self.headers.get("Authorization") != wants:
+                status, content = 401, "no"
             body = content if isinstance(content, str) else json.dumps(content)
             self.send_response_only(status)
             self.send_header("Date", date or formatdate(usegmt=True))
@@ -306,12 +310,13 @@ def healthy():
 NOW = "Thu, 26 Nov 2026 08:00:09 GMT"
 
 
-def prefect(monkeypatch, answers, *, path="/api", date=NOW):
-    """The lines about a server with these answers."""
-    with answering(answers, date=date) as url:
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+def prefect(monkeypatch, answers, *, path="/api", date=NOW, wants="", **known):
+    """The lines about a server with these answers, for one who has `known` credentials."""
+    with answering(answers, date=date, wants=wants) as url:
+        from prefect.settings import temporary_settings
 
-        with temporary_settings({PREFECT_API_URL: url + path}):
+        known = {f"api.{name}": known.get(name) for name in ("auth_string", "key")}
+        with temporary_settings({"api.url": url + path, **known}):
             return list(flow_server.look_at_prefect(Settings()))
 
 
@@ -393,6 +398,28 @@ def test_a_prefect_server_that_lacks_something(monkeypatch, change, line, said):
     found = prefect(monkeypatch, answers)
     assert failing(found) == line
     assert said in remedies(found)
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ({"auth_string": "anna:a-password-of-tests"}, []),
+        ({"auth_string": "anna:another"}, ["Prefect"]),
+        ({"key": "a-key-of-tests"}, ["Prefect"]),
+        ({}, ["Prefect"]),
+    ],
+    ids=["the login", "another", "a key", "none"],
+)
+def test_a_prefect_server_with_a_login(monkeypatch, known, line):
+    """It is asked with the credentials that Prefect's own client would use."""
+    wants = "Basic " + base64.b64encode(b"anna:a-password-of-tests").decode()
+    assert failing(prefect(monkeypatch, healthy(), wants=wants, **known)) == line
+
+
+def test_a_prefect_server_with_a_key(monkeypatch):
+    """So is one with an API key, as Prefect Cloud."""
+    found = prefect(monkeypatch, healthy(), wants="Bearer a-key-of-tests", key="a-key-of-tests")
+    assert failing(found) == []
 
 
 def test_a_worker_of_another_type(monkeypatch):
