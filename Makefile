@@ -13,12 +13,15 @@ READY := $(VENV)/ready
 run: $(READY)
 	$(BIN)/sdn run $(RECIPE) $(ARGS)
 
+# Quick tests in two processes, then the others in one; see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2
+
 # Without a fixed share of the slow tests; `make test-all` has them.
 test: check
-	$(BIN)/python -m pytest -m "not rest" $(ARGS)
+	$(PYTEST) -m "not rest" $(ARGS)
 
 test-all: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # 200 faults at random times; SDN_CHAOS_SEED=N draws other ones.
 chaos: $(READY)

@@ -186,8 +186,8 @@ def undisturbed(ground, ranks):
 @pytest.mark.parametrize(
     ("ground", "ranks", "share"),
     [
-        pytest.param("folder", 1, 2 / 3, marks=pytest.mark.rest),
-        ("folder", 2, 1 / 3),
+        pytest.param("folder", 1, 4 / 5, marks=pytest.mark.rest),
+        ("folder", 2, 1 / 5),
         pytest.param("bucket", 2, 1 / 5, marks=pytest.mark.rest),
     ],
     indirect=["ground"],
