@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, cast
@@ -116,6 +117,7 @@ def run(
                 from pipelines.flows.pipeline import pipeline
                 from pipelines.flows.stages import terminal
 
+                importlib.import_module("pipelines.flows.chain")  # what the flow needs, meanwhile
                 ready()
                 token = terminal.set(progress)
                 try:

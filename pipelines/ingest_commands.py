@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -171,6 +172,7 @@ def retrain(
                 from pipelines.flows.retrain import retrain as flow
                 from pipelines.flows.stages import terminal
 
+                importlib.import_module("pipelines.flows.growing")  # what it needs, meanwhile
                 ready()
                 token = terminal.set(progress)
                 try:

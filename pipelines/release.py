@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluating import SAMPLES, Champion, no_champion
+from pipelines.leaving_out import never_raising
 from pipelines.registry import (
     CHALLENGER,
     CHAMPION,
@@ -29,7 +30,7 @@ from pipelines.report import (
 )
 from pipelines.stage import Stage
 from pipelines.succession import Succession
-from pipelines.tracking import TRACKING_ERRORS, never_raising
+from pipelines.tracking import TRACKING_ERRORS
 from pipelines.tracking_place import shown_uri
 
 if TYPE_CHECKING:

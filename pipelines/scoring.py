@@ -197,7 +197,8 @@ def _track(run: Run, found: FoundModel, report: Path, key: str) -> str:
     """
     if not found.version:
         return ""
-    from pipelines.tracking import Tracker, never_raising
+    from pipelines.leaving_out import never_raising
+    from pipelines.tracking import Tracker
     from pipelines.tracking_place import artifact_page
 
     with never_raising("the report of the evaluation"):

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,12 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from pipelines.masking import masked
 from pipelines.points import spooled_points
 from pipelines.tracking_place import tracking_uri
 from sdn.recording import SHEETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipelines.settings import Settings
     from sdn.data.files import Files
@@ -72,21 +70,6 @@ def client(settings: Settings) -> mlflow.MlflowClient:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return mlflow.MlflowClient(uri, uri)
-
-
-@contextmanager
-def never_raising(what: str) -> Iterator[None]:
-    """Turn a failure of tracking into a warning: training goes on without it.
-
-    Args:
-        what: is left out; of MLflow, or of Prefect where it begins with "Prefect's".
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 (whatever MLflow or its server throws)
-        reason = masked((str(error) or type(error).__name__).splitlines()[0])
-        named = what if what.startswith("Prefect's ") else f"MLflow: {what}"
-        logger.warning("%s failed and is left out (%s)", named, reason)
 
 
 class Tracker:

@@ -13,7 +13,6 @@ from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_scores
 from pipelines.flows.stages import Progress, do
-from pipelines.scoring import beside_champion, open_scoring
 
 
 @flow(name="sdn-evaluate", description=__doc__, **HOOKS)
@@ -37,6 +36,11 @@ def evaluate(
     Returns:
         Scores and where the report is; JSON values.
     """
+    from pipelines.scoring import (  # torch and MLflow, which a form has no need of
+        beside_champion,
+        open_scoring,
+    )
+
     with refused({"model": model, "protocol": protocol, "store": store, "changes": changes}):
         overrides = changes_of({"protocol": protocol}, changes)
         scoring = open_scoring(model or None, store or None, overrides, Progress())

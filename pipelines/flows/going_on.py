@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 
 from pipelines import evaluating, newcomers, retraining, work
 from pipelines.evaluating import Champion, Model
-from pipelines.flows.pipeline import describe, tell
+from pipelines.flows.chain import describe, tell
 from pipelines.flows.stages import Tracked, do
 from pipelines.preparing import first_letters, place
 from pipelines.release import Origin, release

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect.utilities.urls import url_for
 
+from pipelines.leaving_out import never_raising
 from pipelines.masking import masked_errors
 from pipelines.notifying import notify, notify_of_version
 from pipelines.settings import Settings
@@ -81,8 +82,6 @@ def tell_of_decision(
     run: Run, tracked: Tracked, registered: dict[str, Any], compared: Done, report: str
 ) -> None:
     """Tell whether a version became the champion; once for each version."""
-    from pipelines.tracking import never_raising  # loads MLflow, which the reconciler lacks
-
     name, number = registered["name"], registered["version"]
     client = tracked.tracker.client
     with never_raising("the notice of the decision"):

@@ -12,8 +12,6 @@ from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_decision
 from pipelines.flows.stages import Progress, do
-from pipelines.promoting import check_reason, open_promotion
-from pipelines.promoting import promote as promote_version
 
 
 @flow(name="sdn-promote", description=__doc__, **HOOKS)
@@ -39,6 +37,10 @@ def promote(
     Returns:
         What was decided; JSON values, see `pipelines.promoting.promote`.
     """
+    # torch and MLflow, which a form has no need of
+    from pipelines.promoting import check_reason, open_promotion
+    from pipelines.promoting import promote as promote_version
+
     asked = {"model": model, "version": version, "force": force, "reason": reason, "store": store}
     with refused(asked):
         check_reason(reason, force=force)

@@ -11,9 +11,8 @@ from pipelines.flows.notices import HOOKS, masking
 from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_asked
+from pipelines.leaving_out import never_raising
 from pipelines.settings import Settings
-from pipelines.succession import registered_name, roll_back
-from pipelines.tracking import never_raising
 
 
 @flow(name="sdn-rollback", description=__doc__, **HOOKS)
@@ -29,6 +28,9 @@ def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, An
     Returns:
         What was done; JSON values, see `pipelines.succession.roll_back`.
     """
+    # MLflow, which a form has no need of
+    from pipelines.succession import registered_name, roll_back
+
     settings = Settings(store=store) if store else Settings()
     with refused({"model": model, "reason": reason, "store": settings.store}):
         name = registered_name(settings, model)

@@ -14,11 +14,11 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from pipelines.leaving_out import never_raising
 from pipelines.masking import masked_errors
 from pipelines.run import Done, Job, Run, perform
 from pipelines.search_pictures import PICTURES
 from pipelines.search_tables import search_rows, told
-from pipelines.tracking import never_raising
 from pipelines.trials import TrialLedger
 from pipelines.weights_from import SEARCH_TAG, WEIGHTS
 

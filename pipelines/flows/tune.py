@@ -6,7 +6,6 @@ from typing import Any
 
 from prefect import flow
 
-from pipelines import evaluating, work
 from pipelines.flows.form import (
     AS_RECIPE,
     AtLeastTwo,
@@ -21,12 +20,11 @@ from pipelines.flows.form import (
 )
 from pipelines.flows.notices import HOOKS, masking
 from pipelines.flows.opening import open_run, own_ray
-from pipelines.flows.pipeline import on_data, searched_for
 from pipelines.flows.showing import show_found
 from pipelines.flows.stages import Tracked, do
+from pipelines.leaving_out import never_raising
 from pipelines.run import Done, Run
 from pipelines.search_tables import told
-from pipelines.tracking import never_raising
 
 
 @flow(name="sdn-tune", description=__doc__, **HOOKS)
@@ -71,6 +69,8 @@ def tune(
     Returns:
         What was found and how to use it; JSON values.
     """
+    from pipelines.flows.chain import on_data  # torch and MLflow, which a form has no need of
+
     run = open_run(
         recipe,
         store,
@@ -92,6 +92,9 @@ def tune(
 
 def search(run: Run, tracked: Tracked, data: Done) -> Done:
     """The search, and before it what it needs."""
+    from pipelines import evaluating, work
+    from pipelines.flows.chain import searched_for
+
     taught = do(run, work.teacher(run, data), tracked)
     real = do(run, evaluating.reference(run, data, taught), tracked)
     encoder = do(run, work.captions(run, data, taught), tracked)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,15 @@ def test_prefect_reads_the_file():
                 assert value.items() <= kept[key].items(), key
             else:
                 assert kept[key] is not None, key
+
+
+@each
+def test_a_form_is_loaded_without_what_its_run_needs(name):
+    """Neither torch nor MLflow, so that `sdn up` deploys sooner."""
+    module = DEPLOYMENTS[name]["entrypoint"].rpartition(".")[0]
+    code = f"import sys, {module}; sys.exit({{'torch', 'mlflow', 'ray'}} & {{*sys.modules}} or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @each

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pipelines.flows import pipeline as module
+from pipelines.flows import chain as module
 from pipelines.flows.stages import Tracked, do
 from pipelines.run import Done, Job, RunSpec
 from pipelines.search_pictures import PICTURES

@@ -9,7 +9,8 @@ import pytest
 from tiny_data import append, record, write
 
 from pipelines import newcomers, retraining, work
-from pipelines.flows import retrain as module
+from pipelines.flows import growing as module
+from pipelines.flows.retrain import retrain
 from pipelines.ingesting import Ingested, LandingError, only_one
 from pipelines.reasons import TrainingError
 from pipelines.registry import MANIFEST, RegistryError
@@ -325,7 +326,7 @@ def test_data_that_no_model_can_be_judged_on_wait(run, versions):
 
 def test_without_a_landing_place_the_flow_completes(run, tmp_path):
     """A machine that was never told of one has nothing to do, and says what to set."""
-    state = module.retrain.fn(recipe="tiny", store=str(tmp_path / "store"))
+    state = retrain.fn(recipe="tiny", store=str(tmp_path / "store"))
     assert (state.type.value, state.name) == ("COMPLETED", "NoLandingPlace")
     assert "SDN_LANDING" in state.message
 
@@ -335,7 +336,7 @@ def test_a_second_run_on_the_same_data_set_ends_at_once(run, tmp_path):
     store, landing = tmp_path / "store", tmp_path / "landing"
     landing.mkdir()
     with only_one("retraining", str(store / "landed"), run.settings):
-        state = module.retrain.fn(str(landing), recipe="tiny", store=str(store))
+        state = retrain.fn(str(landing), recipe="tiny", store=str(store))
     assert (state.type.value, state.name) == ("COMPLETED", "UnderWay")
     assert list(landing.iterdir()) == []
 
@@ -375,7 +376,7 @@ def test_the_form_is_flat_and_described():
     """Every field has a type, a description and a default that the form can show."""
     from prefect.utilities.callables import parameter_schema
 
-    schema = parameter_schema(module.retrain.fn).model_dump_for_openapi()["properties"]
+    schema = parameter_schema(retrain.fn).model_dump_for_openapi()["properties"]
     assert all(field["description"] for field in schema.values())
     assert all("$ref" not in str(field) for field in schema.values())
     assert schema["recipe"]["enum"]
@@ -410,8 +411,6 @@ def test_a_landing_place_that_cannot_be_used_is_shown(tmp_path, shown, monkeypat
     """After what was asked for the run shows why it cannot be done."""
     monkeypatch.setenv("SDN_CACHE", str(tmp_path / "cache"))
     with pytest.raises(LandingError, match="there is no landing place"):
-        module.retrain.fn(
-            landing=str(tmp_path / "nowhere"), recipe="tiny", store=str(tmp_path / "store")
-        )
+        retrain.fn(landing=str(tmp_path / "nowhere"), recipe="tiny", store=str(tmp_path / "store"))
     assert list(shown) == ["resolved-config", "outcome"]
     assert "there is no landing place" in shown["outcome"]

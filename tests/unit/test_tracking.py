@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from pipelines.generation import find_model
+from pipelines.leaving_out import never_raising
 from pipelines.registry import RegistryError
 from pipelines.settings import Settings
-from pipelines.tracking import Tracker, never_raising
+from pipelines.tracking import Tracker
 from sdn.data.files import LocalFolder
 from sdn.journal import Journal
 
