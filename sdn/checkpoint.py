@@ -56,6 +56,8 @@ class Checkpoint:
     """Of the losses in fp16; None elsewhere."""
     generator: torch.Tensor | None = None
     """State of the random generator, the same on every rank; None where nothing is drawn."""
+    critics: dict[str, Any] | None = None
+    """Weights and optimizer of stage three's critics; None in all other stages."""
     config: dict[str, Any]
     """Resolved config of the stage."""
     precision: str

@@ -259,6 +259,48 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AdversarialConfig(StageConfig):
+    """Stage three, which the paper does not have: critics on the teacher's taps (`sdn.critics`)."""
+
+    epochs: float = 0.0
+    """Length in passes over the training split; 0, as in the paper, leaves the stage out."""
+    critics: dict[str, float] = field(
+        default_factory=lambda: {"pool2": 1.0, "pool3": 1.0, "pool4": 1.0, "pool5": 1.0}
+    )
+    """Tap name -> weight of the critic that reads it, in shares of their sum."""
+    critic_width: int = 64
+    """Channels of each critic."""
+    critic_rate: float = 2e-4
+    """Learning rate of the critics at the peak of the student's."""
+    adversary: float = 1.0
+    """Weight of what the critics say, beside the distances (`weights`)."""
+    diversity: float = 0.0
+    """Weight of the term that keeps two images of one caption apart; costs a second synthesis."""
+    augment: Literal["none", "differentiable"] = "none"
+    """Whether critics see images with other colours, moved, and with a hole, so that few images do
+    not become known by heart."""
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        for name, value in self.critics.items():
+            _require(value >= 0, f"stage_three.critics.{name} must be >= 0, not {value}")
+        _require(
+            self.adversary == 0 or any(value > 0 for value in self.critics.values()),
+            "stage_three.critics: at least one must be > 0",
+        )
+        _require(self.critic_width > 0, "stage_three.critic_width must be > 0")
+        _require(0 < self.critic_rate < 1, "stage_three.critic_rate must be in (0, 1)")
+        for name in ("adversary", "diversity"):
+            _require(getattr(self, name) >= 0, f"stage_three.{name} must be >= 0")
+        _require(
+            self.precision != "fp16",
+            "stage_three.precision=fp16 is not possible: two losses cannot share one scale; take "
+            "bf16, float32 or auto",
+        )
+        _require(self.accumulate == 1, "stage_three.accumulate must be 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudentConfig:
     """The generator's start; its shape is the reflection of the teacher's."""
 
@@ -266,6 +308,15 @@ class StudentConfig:
     """release: conv N(0, 0.02), linear N(0, 0.1). he: N(0, sqrt(2 / fan_in)), for narrow students,
     whose signal the release's deviations let die out on the way up. identity: as he, but a
     convolution that keeps its channels begins near the identity, which trains far faster."""
+    noise: int = 0
+    """Random numbers beside the text embedding, so that one caption can have many images; 0 as in
+    the paper. Of use with a stage three alone: a distance to one image teaches to ignore it."""
+    condition: Literal["top", "levels"] = "top"
+    """Where the text enters. top: where the student begins, as in the paper. levels: at each
+    convolution too, as a scale and a shift of its sums."""
+
+    def __post_init__(self) -> None:
+        _require(self.noise >= 0, f"student.noise must be >= 0, not {self.noise}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -495,6 +546,7 @@ class RunConfig:
     stage_one: StageConfig = field(default_factory=StageConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     stage_two: StageConfig = field(default_factory=StageConfig)
+    stage_three: AdversarialConfig = field(default_factory=AdversarialConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
     lanes: int = 48
@@ -521,6 +573,17 @@ class RunConfig:
             not wrong,
             f"workers must divide lanes ({self.lanes}), {wrong[0] if wrong else 0} does not; "
             f"possible: {possible}",
+        )
+        _require(
+            self.stage_three.diversity == 0 or self.student.noise > 0,
+            "stage_three.diversity needs student.noise > 0: without noise a caption has one image",
+        )
+        # A mismatched caption is that of another image in the rank's share.
+        third = self.stage_three
+        _require(
+            third.epochs == 0 or 2 * most <= third.global_batch,
+            f"stage_three.global_batch ({third.global_batch}) must be at least twice the workers "
+            f"({most})",
         )
         for stage in ("stage_one", "stage_two"):
             batch = getattr(self, stage).global_batch

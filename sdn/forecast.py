@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -13,18 +13,18 @@ from sdn.caption_fitting import caption_batches, new_caption_fit
 from sdn.data.records import Batch
 from sdn.memory import keep_freed_memory
 from sdn.ranks import Rank
-from sdn.stage_run import new_student
+from sdn.stage_run import new_student, new_trainer
 from sdn.teacher import channels_last, empty_teacher
 from sdn.teacher_fitting import Targets, new_teacher_fit, teacher_batches
-from sdn.trainer import Trainer
 from sdn.training import choose_precision, peak_memory_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sdn.config import RunConfig
+    from sdn.stages import StageName
 
-STAGES = ("teacher", "captions", "stage_one", "stage_two")
+STAGES = ("teacher", "captions", "stage_one", "stage_two", "stage_three")
 _CLASSES, _FEATURES = 50, 1000
 """Of the made-up data; the networks' cost hardly depends on them."""
 
@@ -138,8 +138,8 @@ def _step(
     part = getattr(config, stage)
     network = channels_last(empty_teacher(config.teacher)).to(device)
     precision = choose_precision(part.precision, device)
-    trainer = Trainer(
-        stage,  # type: ignore[arg-type]
+    trainer = new_trainer(
+        cast("StageName", stage),
         new_student(config).to(device),
         network,
         part,

@@ -12,6 +12,7 @@ from sdn.captions import open_encoder
 from sdn.data.dataset import open_dataset
 from sdn.data.images import to_pixels
 from sdn.data.reading import ShardReader
+from sdn.noise import coded
 from sdn.sampling import ENCODER
 from sdn.sheets import contact_sheet
 from sdn.stage_run import new_student
@@ -56,11 +57,12 @@ def sheet_of(config: RunConfig, inputs: StageInputs) -> Callable[[Checkpoint], b
     real = found.pixels[order].contiguous()
     text = open_encoder(inputs.captions / ENCODER).encode(captions)
     student = new_student(config).eval().requires_grad_(requires_grad=False)
+    code = coded(text, student.noise, captions, seed=0)
 
     def draw(checkpoint: Checkpoint) -> bytes:
         student.load_state_dict(checkpoint.weights())
         with torch.inference_mode():
-            made = to_pixels(student(text)["image"])
+            made = to_pixels(student(code)["image"])
         about = f"step {checkpoint.step:,} of {checkpoint.steps:,}"
         sheet = contact_sheet({"real": real, "generated": made}, captions, footer=about)
         buffer = io.BytesIO()

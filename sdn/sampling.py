@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdn.captions import CharCnnRnn, SentenceEncoder, check_caption, open_encoder, save_encoder
 from sdn.data.images import to_pixels
+from sdn.noise import coded, names_of
 from sdn.student import Student
 from sdn.teacher import channels_last
 from sdn.tensor_files import damaged, read_tensors, write_tensors
@@ -50,8 +51,11 @@ class Synthesizer:
     student: Student
     resolution: int
     max_chars: int
-    noise: bool = False
-    """Whether the seed changes the image; the faithful student has no noise."""
+
+    @property
+    def noise(self) -> bool:
+        """Whether the seed changes the image; the faithful student has no noise."""
+        return self.student.noise > 0
 
     def __call__(self, captions: Sequence[str], *, seed: int = 0) -> Tensor:
         """One image a caption.
@@ -78,9 +82,10 @@ class Synthesizer:
 
     @_one_thread()
     @torch.inference_mode()
-    def draw(self, text: Tensor, *, seed: int = 0) -> Tensor:  # noqa: ARG002 (no noise here)
+    def draw(self, text: Tensor, *, seed: int = 0) -> Tensor:
         """(B, D) embeddings -> (B, 3, H, W) uint8 pixels, row by row; float32, so repeatable."""
-        return torch.cat([to_pixels(self.student(row)["image"]) for row in text.unsqueeze(1)])
+        code = coded(text, self.student.noise, names_of(text), seed=seed)
+        return torch.cat([to_pixels(self.student(row)["image"]) for row in code.unsqueeze(1)])
 
     def _checked(self, captions: Sequence[str]) -> list[str]:
         """The captions, if a picture can be made of each."""
@@ -168,6 +173,8 @@ def _student(path: Path) -> tuple[Student, dict[str, Any]]:
             resolution=settings["resolution"],
             text_dim=settings["text_dim"],
             width=settings["width"],
+            noise=settings.get("noise", 0),
+            condition=settings.get("condition", "top"),
         )
         student.load_state_dict(weights)
         int(settings["max_chars"])

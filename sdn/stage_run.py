@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from sdn.adversarial import AdversarialTrainer
 from sdn.captions import CharCnnRnn, open_encoder
-from sdn.config import to_dict
+from sdn.config import AdversarialConfig, to_dict
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import batches
 from sdn.data.plan import Plan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sdn.data.files import Files
     from sdn.data.records import Batch
     from sdn.stages import StageName
+    from sdn.teacher import Teacher
     from sdn.training import StepReport
 
 TEACHER, TAP_MEANS = "teacher.pt", "tap-means.json"
@@ -105,9 +107,20 @@ def new_student(config: RunConfig) -> Student:
         resolution=config.data.resolution,
         text_dim=config.captions.dim,
         width=config.teacher.width,
+        noise=config.student.noise,
+        condition=config.student.condition,
         init=config.student.init,
         seed=config.stage_one.seed,
     )
+
+
+def new_trainer(
+    name: StageName, student: Student, teacher: Teacher, stage: StageConfig, **more: Any
+) -> Trainer:
+    """The trainer of a stage; arguments as of `Trainer`."""
+    if isinstance(stage, AdversarialConfig):
+        return AdversarialTrainer(student, teacher, stage, **more)
+    return Trainer(name, student, teacher, stage, **more)
 
 
 def open_stage(
@@ -122,7 +135,7 @@ def open_stage(
 
     Args:
         name: which stage.
-        config: of the run; the stage's own part is `config.stage_one` or `config.stage_two`.
+        config: of the run; its part of the stage's name holds.
         inputs: what it reads.
         resume: where to go on; None starts from `inputs.start`.
         rank: where it runs.
@@ -136,7 +149,7 @@ def open_stage(
     if student is None:
         student = new_student(config) if inputs.start is None else open_student(inputs.start)
     precision = stage.precision if resume is None else resume.precision
-    trainer = Trainer(
+    trainer = new_trainer(
         name,
         student.to(rank.device),
         open_teacher(inputs.teacher / TEACHER).to(rank.device),
@@ -265,6 +278,8 @@ def write_model(
             "resolution": config.data.resolution,
             "text_dim": config.captions.dim,
             "width": config.teacher.width,
+            "noise": student.noise,
+            "condition": student.condition,
         },
         config.captions.max_chars,
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sdn.student import Taps
     from sdn.teacher import FastTeacher, Teacher
 
-StageName = Literal["stage_one", "stage_two"]
+StageName = Literal["stage_one", "stage_two", "stage_three"]
 
 
 def stage_one_losses(

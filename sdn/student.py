@@ -25,6 +25,13 @@ class Student(nn.Module):
     padding 1, bias; upsampling nearest neighbour x2; ReLU after everything but the upsamplings and
     the last convolution.
     Source: Yuan & Peng 2018, arXiv:1808.06801, and the layer sizes of the authors' release.
+
+    Departs from the paper with `noise`, under which one caption has many images, and with
+    `condition` "levels": each convolution's sums are scaled and shifted by what the student reads,
+    so that the text need not pass through 19 layers to matter at the last. Taps and their shapes
+    stay those of the teacher.
+    Source of the latter: Perez et al. 2018, arXiv:1709.07871; De Vries et al. 2017,
+    arXiv:1707.00683.
     """
 
     def __init__(
@@ -34,6 +41,8 @@ class Student(nn.Module):
         resolution: int,
         text_dim: int,
         width: float = 1.0,
+        noise: int = 0,
+        condition: Literal["top", "levels"] = "top",
         init: Literal["release", "he", "identity"] = "release",
         seed: int = 0,
     ) -> None:
@@ -42,6 +51,8 @@ class Student(nn.Module):
         resolution: height and width of the image; divisible by 2 ** len(blocks).
         text_dim: D.
         width: factor on the hidden linear layers, the teacher's.
+        noise: random numbers beside the text embedding, N.
+        condition: where the text enters, see `sdn.config.StudentConfig`.
         init: deviations of the initial weights, see `sdn.config.StudentConfig`.
         seed: of the initial weights.
 
@@ -59,7 +70,8 @@ class Student(nn.Module):
         self.layers = student_layers(blocks)
         self.top = (blocks[-1][0], resolution // 2 ** len(blocks))
         self.top_tap = f"pool{len(blocks)}"
-        self.fc7 = nn.Linear(text_dim, hidden)
+        self.text_dim, self.noise, self.condition = text_dim, noise, condition
+        self.fc7 = nn.Linear(text_dim + noise, hidden)
         self.fc6 = nn.Linear(hidden, hidden)
         self.pool = nn.Linear(hidden, self.top[0] * self.top[1] ** 2)
         self.convs = nn.ModuleDict(
@@ -70,6 +82,12 @@ class Student(nn.Module):
             }
         )
         self._initialise(init, torch.Generator().manual_seed(seed))
+        self.levels: nn.ModuleDict | None = None
+        if condition == "levels":
+            self.levels = nn.ModuleDict()
+            for layer in self.layers:
+                if not layer.upsample and layer.tap != "image":
+                    self.levels[layer.tap] = _unmoved(text_dim + noise, 2 * layer.channels_out)
 
     def _initialise(self, init: str, generator: torch.Generator) -> None:
         for module in self.modules():
@@ -83,11 +101,11 @@ class Student(nn.Module):
                 if init == "identity" and isinstance(module, nn.Conv2d):
                     _towards_identity(module)
 
-    def forward(self, text: Tensor, wanted: Collection[str] | None = None) -> Taps:
+    def forward(self, code: Tensor, wanted: Collection[str] | None = None) -> Taps:
         """Taps of the synthesis, `image` among them.
 
         Args:
-            text: (B, D), the text embedding.
+            code: (B, D + N), the text embedding and the noise; see `sdn.noise.coded`.
             wanted: tap names; nothing below the lowest of them is computed. None for all.
 
         Returns:
@@ -95,7 +113,7 @@ class Student(nn.Module):
             [-1, 1] but not clamped.
         """
         left = None if wanted is None else set(wanted)
-        x = functional.relu(self.fc7(text))  # (B, hidden)
+        x = functional.relu(self.fc7(code))  # (B, hidden)
         x = functional.relu(self.fc6(x))  # (B, hidden)
         channels, side = self.top
         x = functional.relu(self.pool(x)).view(-1, channels, side, side)
@@ -108,10 +126,21 @@ class Student(nn.Module):
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
             else:
                 x = self.convs[layer.tap](x)
+                if self.levels is not None and layer.tap in self.levels:
+                    scale, shift = self.levels[layer.tap](code)[:, :, None, None].chunk(2, dim=1)
+                    x = torch.addcmul(x + shift, x, scale)
                 # In place: nothing else reads the sums.
                 x = x if layer.tap == "image" else functional.relu(x, inplace=True)
             taps[layer.tap] = x
         return taps
+
+
+def _unmoved(size: int, out: int) -> nn.Linear:
+    """A linear layer whose outputs are 0, so that the student begins as the one without it."""
+    linear = nn.Linear(size, out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from sdn.checkpoint import Checkpoint
 from sdn.compiling import compiled
 from sdn.config import to_dict
 from sdn.data.images import to_image
+from sdn.noise import coded
 from sdn.stages import STAGES, StageName, scales_of
 from sdn.teacher import FastTeacher, Teacher, channels_last
 from sdn.training import copied, gradient_norm_of, one_cycle
@@ -68,7 +69,9 @@ class Trainer:
         self.name: str = stage
         self.config, self.steps, self.precision = config, steps, precision
         self.device = next(student.parameters()).device
-        self._losses = compiled(STAGES[stage], config.compile, self.device)
+        # Stage three has terms of its own beside those of stage two.
+        losses = STAGES["stage_two" if stage == "stage_three" else stage]
+        self._losses = compiled(losses, config.compile, self.device)
         self.student = channels_last(student)
         # The compute precision's own copy; the teacher itself is left as it is.
         self.teacher = FastTeacher(teacher, _DTYPES[precision])
@@ -105,11 +108,15 @@ class Trainer:
         for parameter, gradient in zip(wanted, found, strict=True):
             parameter.requires_grad_(gradient is not None)
 
+    def _precise(self) -> torch.autocast:
+        """The compute precision, for what is done inside."""
+        return torch.autocast(
+            self.device.type, _DTYPES[self.precision], enabled=self.precision != "float32"
+        )
+
     def losses(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Weighted terms of the stage, one a tap: scalar float32 each."""
-        with torch.autocast(
-            self.device.type, _DTYPES[self.precision], enabled=self.precision != "float32"
-        ):
+        with self._precise():
             found: dict[str, Tensor] = self._losses(
                 self.forward,
                 self.teacher,
@@ -137,6 +144,7 @@ class Trainer:
             group["lr"] = self.rate
         self.optimizer.zero_grad()
         found: dict[str, Tensor] = {}
+        text = self.coded(batch, text)
         for part, pixels, share, last in self._parts(batch, text):
             image = to_image(pixels).contiguous(memory_format=torch.channels_last)
             with nullcontext() if last else self._without_exchange():
@@ -157,6 +165,18 @@ class Trainer:
         self.step += 1
         self.images_seen += images
         return found, norm
+
+    def coded(self, batch: Batch, text: Tensor, of: str = "") -> Tensor:
+        """The embeddings with the noise of this step beside them: (B, D + N).
+
+        Args:
+            batch: whose captions they are.
+            text: (B, D).
+            of: another word gives other noise.
+        """
+        names = [f"{of}{batch.step}/{key}" for key in batch.keys]
+        names += [f"{of}{batch.step}/{n}" for n in range(len(names), len(text))]  # padded rows
+        return coded(text, self.student.noise, names, seed=self.config.seed)
 
     def _parts(self, batch: Batch, text: Tensor) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
         """Embeddings, pixels, share of the batch, and whether it is the last part."""

@@ -1,0 +1,177 @@
+"""Stage three: critics on the teacher's taps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_training import assert_same, batch_of, config_of, embed, make_inputs
+
+from sdn.adversarial import AdversarialTrainer
+from sdn.config import AdversarialConfig, StudentConfig, from_dict, to_dict, with_overrides
+from sdn.stage_run import TAP_MEANS, TEACHER, new_student, run_stage, stage_plan, steps_of
+from sdn.teacher import open_teacher
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Folders with a data set, a teacher and a caption encoder."""
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def third_config(**changes):
+    """A run whose stage three has noise and two critics."""
+    values = {"epochs": 2.0, "global_batch": 4, "rate": 1e-3, "precision": "float32"}
+    values |= {"critics": {"pool2": 1.0, "pool4": 1.0}, "critic_width": 8, "checkpoint_images": 8}
+    return dataclasses.replace(
+        config_of(),
+        student=StudentConfig(init="he", noise=3),
+        stage_three=AdversarialConfig(**(values | changes)),
+    )
+
+
+def trainer_of(inputs, **changes):
+    config = third_config(**changes)
+    return AdversarialTrainer(
+        new_student(config),
+        open_teacher(inputs.teacher / TEACHER),
+        config.stage_three,
+        steps=10,
+        tap_means=json.loads((inputs.teacher / TAP_MEANS).read_text()),
+        precision="float32",
+    )
+
+
+def step(trainer, number=0, count=3):
+    batch = batch_of(number, count)
+    return trainer.advance(batch, embed(batch.captions), count)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({}, set()),
+        ({"diversity": 0.5}, {"diversity"}),
+        ({"augment": "differentiable"}, set()),
+    ],
+    ids=["plain", "diversity", "augment"],
+)
+def test_both_sides_move(inputs, changes, more):
+    """Each step changes student and critics, never the teacher; its terms are named and finite."""
+    trainer = trainer_of(inputs, **changes)
+    networks = {"student": trainer.student, "critics": trainer.critics, "teacher": trainer.teacher}
+    before = {
+        name: {k: v.clone() for k, v in network.named_parameters()}
+        for name, network in networks.items()
+    }
+    terms, norm = step(trainer)
+    assert terms.keys() == {"critics", "adversary", *more, *trainer.teacher.names}
+    assert all(term.isfinite() and not term.requires_grad for term in terms.values())
+    assert norm > 0
+    moved = {
+        name: any(not torch.equal(v, before[name][k]) for k, v in network.named_parameters())
+        for name, network in networks.items()
+    }
+    assert moved == {"student": True, "critics": True, "teacher": False}
+    assert all(p.requires_grad for p in trainer.critics.parameters())
+
+
+def test_without_critics_it_is_stage_two(inputs):
+    """A weight of 0 leaves the distances alone: the gradient is that of stage two."""
+    trainer = trainer_of(inputs, adversary=0.0)
+    batch = batch_of()
+    text = embed(batch.captions)
+    step(trainer)
+    found = [p.grad.clone() for p in trainer.student.parameters()]
+    again = trainer_of(inputs, adversary=0.0)
+    from sdn.data.images import to_image
+
+    terms = again.losses(again.coded(batch, text), to_image(batch.pixels))
+    expected = torch.autograd.grad(sum(terms.values()), [*again.student.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-7)
+
+
+def test_noise_is_used_under_the_diversity_term(inputs):
+    """Images of one caption move apart; without the term they hardly do."""
+
+    def apart(trainer):
+        for number in range(60):
+            step(trainer, number)
+        batch = batch_of()
+        text = embed(batch.captions)
+        one, other = (trainer.coded(batch, text, of=word) for word in ("a", "b"))
+        with torch.inference_mode():
+            images = [trainer.student(code, ("image",))["image"] for code in (one, other)]
+        return float((images[0] - images[1]).abs().mean())
+
+    assert apart(trainer_of(inputs, diversity=0.1)) > 2 * apart(trainer_of(inputs))
+
+
+def test_it_goes_on_where_it_was(inputs):
+    """From a checkpoint in the middle to the same bits, the critics' too."""
+    whole, first = (
+        trainer_of(inputs, augment="differentiable"),
+        trainer_of(inputs, augment="differentiable"),
+    )
+    for number in range(6):
+        step(whole, number)
+    for number in range(3):
+        step(first, number)
+    second = trainer_of(inputs, augment="differentiable")
+    second.restore(first.checkpoint())
+    for number in range(3, 6):
+        step(second, number)
+    assert_same(second.checkpoint().model, whole.checkpoint().model)
+    assert_same(second.checkpoint().critics, whole.checkpoint().critics)
+
+
+def test_a_whole_stage(inputs):
+    """From folders to a student, through the same loop as the other stages."""
+    config = third_config()
+    trainer = run_stage("stage_three", config, inputs)
+    plan = stage_plan(config, config.stage_three, inputs.data)
+    assert trainer.step == steps_of(config.stage_three, plan) > 2
+    assert trainer.checkpoint().critics is not None
+
+
+def test_it_survives_json():
+    """As all of a config."""
+    config = third_config(critics={"pool5": 2.0})
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+    assert with_overrides(config, {"stage_three.adversary": "3"}).stage_three.adversary == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "fp16"}, "cannot share one scale"),
+        ({"accumulate": 2}, "accumulate must be 1"),
+        ({"critics": {"pool5": -1.0}}, "critics.pool5 must be >= 0"),
+        ({"critics": {}}, "at least one"),
+        ({"critic_rate": 0.0}, "critic_rate"),
+        ({"diversity": -1.0}, "diversity must be >= 0"),
+        ({"global_batch": 1}, "at least twice the workers"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes, words):
+    """With the key in the text."""
+    with pytest.raises(ValueError, match=words):
+        third_config(**changes)
+
+
+def test_diversity_needs_noise():
+    """One caption has one image without it."""
+    config = third_config(diversity=1.0)
+    with pytest.raises(ValueError, match=r"needs student\.noise"):
+        dataclasses.replace(config, student=StudentConfig())
