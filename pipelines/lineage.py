@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.digests import folder_digest
+from pipelines.run import STUDENT_STAGES
 from pipelines.settings import Settings
 from pipelines.store import DONE, open_files, open_store, read_mark
 
@@ -20,8 +21,8 @@ SHOWN = 20
 """Shards that are named; the others are counted."""
 _DRAWN_BY = ("model", "version", "uri", "caption", "seed", "sha256")
 _START = "start"
-"""Role of the model that a stage two starts from: a stage one, or what a champion was."""
-_TRAINED = ("stage_two", "stage_one")
+"""Role of the model that a stage starts from: the stage before, or what a champion was."""
+_TRAINED = tuple(reversed(STUDENT_STAGES))
 """Stages whose folder is a model; the first that a version names is its own."""
 
 
@@ -253,10 +254,15 @@ def _follow_mark(mark: dict[str, Any], settings: Settings, store: Store, found: 
     """Fill in what the mark of a model's stage says of what it was made from."""
     inputs = dict(mark.get("inputs", {}))
     found.data = {"manifest": inputs.pop("data", None)}
-    stages = {str(mark["stage"]): str(mark["key"])}
-    for role, key in inputs.items():
-        first = role == _START and store.done(_folder("stage_one", key)) is not None
-        stages["stage_one" if first else role] = key
+    start = inputs.pop(_START, None)
+    stages = {str(mark["stage"]): str(mark["key"])} | inputs
+    name = mark["stage"]
+    while start is not None:
+        before = STUDENT_STAGES[: STUDENT_STAGES.index(name)]
+        name = next((one for one in before if store.done(f"stages/{one}-{start[:16]}")), _START)
+        stages[name] = start
+        own = None if name == _START else store.done(_folder(name, start, store))
+        start = None if own is None else own.get("inputs", {}).get(_START)
     prepared = _prepared(settings, store, found.data["manifest"])
     if prepared is not None:
         stages["prepare"] = prepared
@@ -277,10 +283,11 @@ def _prepared(settings: Settings, store: Store, manifest: str | None) -> str | N
 
 def _follow_stages(keys: dict[str, str], store: Store, found: Lineage) -> None:
     """Read the marks of these stages, the model's own first."""
-    order = sorted(keys, key=lambda name: (name not in _TRAINED, name != _TRAINED[0]))
+    rank = {name: number for number, name in enumerate(_TRAINED)}
+    order = sorted(keys, key=lambda name: rank.get(name, len(rank)))
     for name in order:
         key = keys[name]
-        folder = _folder(name, key)
+        folder = _folder(name, key, store)
         mark = store.done(folder)
         if mark is None:
             found.unreached.append(f"{name}: the store {store.uri} has no {folder}")
@@ -295,9 +302,11 @@ def _follow_stages(keys: dict[str, str], store: Store, found: Lineage) -> None:
             found.data["place"] = mark["result"]["place"] or store.files(folder).uri
 
 
-def _folder(name: str, key: str) -> str:
-    """Where a stage lies; what a retraining starts from is the stage two of another model."""
-    return f"stages/{_TRAINED[0] if name == _START else name}-{key[:16]}"
+def _folder(name: str, key: str, store: Store) -> str:
+    """Where a stage lies; what a retraining starts from is the last stage of another model."""
+    names = ("stage_two", "stage_three") if name == _START else (name,)
+    folders = [f"stages/{one}-{key[:16]}" for one in names]
+    return next((folder for folder in folders if store.done(folder) is not None), folders[0])
 
 
 def _compare_manifest(came: str, folder: str, found: Lineage) -> None:

@@ -28,6 +28,7 @@ from pipelines.report import (
     table_rows,
     withheld,
 )
+from pipelines.run import last_of
 from pipelines.stage import Stage
 from pipelines.succession import Succession
 from pipelines.tracking import TRACKING_ERRORS
@@ -67,7 +68,7 @@ def release(
     compare: Callable[[Champion], Done],
     origin: Origin | None = None,
 ) -> dict[str, Any]:
-    """Register stage two's model, once, and decide, once, whether it becomes the champion.
+    """Register the last stage's model, once, and decide, once, whether it becomes the champion.
 
     Args:
         run: the run.
@@ -83,16 +84,16 @@ def release(
         RegistryError: MLflow cannot be reached, or the model does not draw in a fresh process what
             the evaluation saw; everything before it is kept.
     """
-    two, scored = stages["stage_two"], stages["evaluate"]
+    last, scored = last_of(stages), stages["evaluate"]
     name = f"sdn-{run.config.name}"
-    stage = Stage(name="register", config=name, inputs={"model": two.key, "scores": scored.key})
+    stage = Stage(name="register", config=name, inputs={"model": last.key, "scores": scored.key})
     tracker = tracked.tracker
     try:
         parent = tracked.parent
         found = register(
             tracker,
             parent,
-            run.store.fetch(two.folder),
+            run.store.fetch(last.folder),
             name=name,
             caption=example_caption(run.config, scored),
             card=model_card(run, stages, origin),

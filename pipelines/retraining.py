@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.digests import folder_digest
 from pipelines.ingesting import LandingError
@@ -20,10 +20,10 @@ from pipelines.registry import (
     versions_of,
 )
 from pipelines.release import DECISION, PARENT
-from pipelines.run import Done, Job
+from pipelines.run import Done, Job, last_of
 from pipelines.stage import Stage
 from pipelines.store import StoreError
-from sdn.config import DataConfig, RunConfig, from_dict, to_dict, with_overrides
+from sdn.config import DataConfig, RunConfig, StageConfig, from_dict, to_dict, with_overrides
 from sdn.data.history import came_since
 from sdn.data.sources import PREPARED
 from sdn.stage_run import CONFIG
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from pipelines.store import Store
     from sdn.data.manifest import Manifest
 
+S = TypeVar("S", bound=StageConfig)
 EPOCHS_SHARE, RATE_SHARE = 0.25, 0.3
 """Of the recipe's own stage two: what a retraining takes unless it is told otherwise."""
 _OF_A_RETRAINING = (
     "stage_two.",
-    "evaluation.",
-    "promotion.",
+    "stage_three.",
+    "evaluation.promotion.",
     "lanes",
     "workers",
     "threads",
@@ -61,7 +62,7 @@ class Parent:
     config: RunConfig
     """That it was trained with."""
     start: Done
-    """Its stage two, whose weights are gone on from."""
+    """Its last stage, whose weights are gone on from."""
     taught: Done
     encoder: Done
     data: Done
@@ -82,7 +83,7 @@ def find_parent(run: Run) -> Parent | None:
     Raises:
         RegistryError: MLflow cannot be reached, or the champion was registered by other means.
         StoreError: the store does not have the stages that made it.
-        DamagedModelError: its stage two is not what was registered.
+        DamagedModelError: its last stage is not what was registered.
     """
     name = f"sdn-{run.config.name}"
     found = champion_version(run.settings, name)
@@ -90,11 +91,12 @@ def find_parent(run: Run) -> Parent | None:
         return None
     version, tags = str(found.version), dict(found.tags)
     made = stages_of(run.store, f"{name} version {version}", tags)
-    folder = run.store.fetch(made["stage_two"].folder)
+    start = last_of(made)
+    folder = run.store.fetch(start.folder)
     digest = folder_digest(folder)
     if tags.get(SHA256, digest) != digest:
         raise DamagedModelError(
-            f"expected the files of {name} version {version} in {made['stage_two'].folder} to have "
+            f"expected the files of {name} version {version} in {start.folder} to have "
             f"the digest {tags[SHA256]}, but they have {digest}: they are damaged, and nothing is "
             "trained from them. Restore the folder from a backup"
         )
@@ -102,7 +104,7 @@ def find_parent(run: Run) -> Parent | None:
         name=name,
         version=version,
         config=from_dict(RunConfig, json.loads((folder / CONFIG).read_text())),
-        start=made["stage_two"],
+        start=start,
         taught=made["teacher"],
         encoder=made["captions"],
         data=made["prepare"],
@@ -119,7 +121,8 @@ def stages_of(store: Store, title: str, tags: Mapping[str, str]) -> dict[str, Do
         tags: of the version.
 
     Returns:
-        Those of `_NEEDED`, and `fixed`: its data in the version that its evaluation was on.
+        Those of `_NEEDED`, stage three where it has one, and `fixed`: its data in the version that
+        its evaluation was on.
 
     Raises:
         RegistryError: it has no such keys.
@@ -131,7 +134,8 @@ def stages_of(store: Store, title: str, tags: Mapping[str, str]) -> dict[str, Do
             f"{title} has no tags {', '.join(f'{KEY}.{name}' for name in missing)}: `sdn run` did "
             "not register it, so that nothing can go on from it"
         )
-    made = {name: _done_of(store, title, name, tags[f"{KEY}.{name}"]) for name in _NEEDED}
+    wanted = [*_NEEDED, *(name for name in ("stage_three",) if f"{KEY}.{name}" in tags)]
+    made = {name: _done_of(store, title, name, tags[f"{KEY}.{name}"]) for name in wanted}
     mark = store.done(made["evaluate"].folder) or {}
     result = made["prepare"].result | {"manifest": mark["inputs"]["data"]}
     return made | {"fixed": dataclasses.replace(made["prepare"], result=result)}
@@ -248,16 +252,23 @@ def retrained(
     Raises:
         ValueError: an impossible config.
     """
-    own = run.config.stage_two
     left = unheeded(run.spec.overrides)
     changes = {k: v for k, v in run.spec.overrides.items() if k not in left}
     config = grown(with_overrides(parent.config, changes), dataset, manifest)
-    stage = dataclasses.replace(
-        config.stage_two,
-        epochs=own.epochs * EPOCHS_SHARE if epochs is None else epochs,
-        rate=own.rate * RATE_SHARE if rate is None else rate,
+
+    def shorter(stage: S, own: StageConfig) -> S:
+        return dataclasses.replace(
+            stage,
+            epochs=own.epochs * EPOCHS_SHARE if epochs is None or not own.epochs else epochs,
+            rate=own.rate * RATE_SHARE if rate is None else rate,
+        )
+
+    own = run.config
+    return dataclasses.replace(
+        config,
+        stage_two=shorter(config.stage_two, own.stage_two),
+        stage_three=shorter(config.stage_three, own.stage_three),
     )
-    return dataclasses.replace(config, stage_two=stage)
 
 
 def data_job(config: RunConfig, manifest: Manifest) -> Job:

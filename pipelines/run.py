@@ -16,7 +16,7 @@ from sdn.recipes import recipe
 from sdn.space import check_space
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pipelines.stage import Stage
@@ -109,6 +109,15 @@ class Done:
     """It took this long; in this run if `fresh`."""
     fresh: bool
     """False where an earlier run had done the work."""
+
+
+STUDENT_STAGES = ("stage_one", "stage_two", "stage_three")
+"""Stages that train the student, each from the one before."""
+
+
+def last_of(stages: Mapping[str, Done]) -> Done:
+    """The last of the stages that trained the student: the one whose model is used."""
+    return next(stages[name] for name in reversed(STUDENT_STAGES) if name in stages)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class StageOrder:
     """All that a worker on any node needs to know; plain values only."""
 
     stage: str
-    """teacher, captions, stage_one or stage_two."""
+    """teacher, captions, or a stage of the student."""
     name: str
     """The stage's short key: Ray's run name, and the name of the training's place."""
     config: dict[str, Any]

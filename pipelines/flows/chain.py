@@ -27,7 +27,7 @@ from pipelines.masking import masked_errors
 from pipelines.preparing import data_uri, first_letters, letter_rows
 from pipelines.release import example_caption, release
 from pipelines.report import ReportParts
-from pipelines.run import Done, Run
+from pipelines.run import STUDENT_STAGES, Done, Run, last_of
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker
 from pipelines.tracking_place import shown_uri
@@ -37,6 +37,8 @@ from sdn.space import with_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sdn.config import RunConfig
 
 T = TypeVar("T")
 
@@ -68,28 +70,26 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
     judge = do(run, evaluating.judge(run, data, real), tracked)
     encoder = do(run, work.captions(run, data, taught), tracked)
     inputs = {"data": data, "teacher": taught, "captions": encoder}
-    searched, one, two = distilled(run, tracked, inputs, real)
+    searched, trained = distilled(run, tracked, inputs, real)
     models = {
-        name: Model(digest=done.key, folder=run.store.fetch(done.folder))
-        for name, done in {"stage one": one, "stage two": two}.items()
+        name.replace("_", " "): Model(digest=done.key, folder=run.store.fetch(done.folder))
+        for name, done in trained.items()
     }
     inputs |= {"reference": real, "judge": judge}
     scored = do(run, evaluating.evaluate(run, inputs, models), tracked)
     stages = {"prepare": data, "teacher": taught, "reference": real, "judge": judge}
-    stages |= {"captions": encoder, "stage_one": one, "search": searched, "stage_two": two}
-    stages["evaluate"] = scored
+    stages |= {"captions": encoder, "stage_one": trained.pop("stage_one"), "search": searched}
+    stages |= trained | {"evaluate": scored}
     describe(run, tracked, data)  # where MLflow did not answer at the beginning
 
     def compare(champion: Champion) -> Done:
         parts = ReportParts(
-            curves={
-                "stage one": models["stage one"].folder,
-                "stage two": models["stage two"].folder,
-            },
+            curves={name: model.folder for name, model in models.items()},
             stages=stages,
             letters=first_letters(run, data),
         )
-        job = evaluating.compare(run, inputs, scored, models["stage two"].folder, champion, parts)
+        made = run.store.fetch(last_of(stages).folder)
+        job = evaluating.compare(run, inputs, scored, made, champion, parts)
         return do(run, job, tracked)
 
     registered = register(run, tracked, stages, compare)
@@ -100,13 +100,30 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
 
 def distilled(
     run: Run, tracked: Tracked, inputs: dict[str, Done], real: Done
-) -> tuple[Done, Done, Done]:
-    """The search and both stages with the values that it found."""
+) -> tuple[Done, dict[str, Done]]:
+    """The search, and the stages of the student with the values that it found."""
     searched, begun = searched_for(run, tracked, inputs, real)
     config = with_values(run.config, searched.result["values"])
     one = begun or do(run, work.distil(run, "stage_one", inputs, config), tracked)
-    two = do(run, work.distil(run, "stage_two", inputs | {"start": one}, config), tracked)
-    return searched, one, two
+    return searched, {"stage_one": one} | distilled_from(run, tracked, inputs, one, config)
+
+
+def distilled_from(
+    run: Run,
+    tracked: Tracked,
+    inputs: dict[str, Done],
+    start: Done,
+    config: RunConfig | None = None,
+) -> dict[str, Done]:
+    """The stages after stage one, each from the one before, the first of them from `start`."""
+    config = run.config if config is None else config
+    trained: dict[str, Done] = {}
+    for name in STUDENT_STAGES[1:]:
+        if name == "stage_three" and config.stage_three.epochs == 0:
+            continue
+        start = do(run, work.distil(run, name, inputs | {"start": start}, config), tracked)
+        trained[name] = start
+    return trained
 
 
 def searched_for(

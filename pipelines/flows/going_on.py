@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from prefect.runtime import flow_run
 
-from pipelines import evaluating, newcomers, retraining, work
+from pipelines import evaluating, newcomers, retraining
 from pipelines.evaluating import Champion, Model
-from pipelines.flows.chain import describe, tell
+from pipelines.flows.chain import describe, distilled_from, tell
 from pipelines.flows.stages import Tracked, do
 from pipelines.preparing import first_letters, place
 from pipelines.release import Origin, release
 from pipelines.report import ReportParts
+from pipelines.run import last_of
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker
 from sdn.config import to_dict
@@ -42,18 +43,21 @@ def train_and_decide(
         describe(run, tracked, data)
         tracked.finished(data, run.store.files(data.folder))
         inputs = {"data": data, "teacher": parent.taught, "captions": parent.encoder}
-        two = do(run, work.distil(run, "stage_two", inputs | {"start": parent.start}), tracked)
+        trained = distilled_from(run, tracked, inputs, parent.start)
         # What figures are comparable on: the test split that the champion was evaluated on.
         fixed = inputs | {"data": parent.fixed}
         fixed["reference"] = do(
             run, evaluating.reference(run, parent.fixed, parent.taught), tracked
         )
         fixed["judge"] = do(run, evaluating.judge(run, parent.fixed, fixed["reference"]), tracked)
-        model = Model(digest=two.key, folder=run.store.fetch(two.folder))
-        scored = do(run, evaluating.evaluate(run, fixed, {"stage two": model}), tracked)
+        last = last_of(trained)
+        model = Model(digest=last.key, folder=run.store.fetch(last.folder))
+        scored = do(
+            run, evaluating.evaluate(run, fixed, {last.name.replace("_", " "): model}), tracked
+        )
         stages = {"prepare": data, "teacher": parent.taught, "captions": parent.encoder}
         stages |= {"reference": fixed["reference"], "judge": fixed["judge"]}
-        stages |= {"stage_two": two, "evaluate": scored}
+        stages |= trained | {"evaluate": scored}
 
         def compare(champion: Champion) -> Done:
             return compare_both(run, tracked, parent, stages, fixed, model, champion)
@@ -85,7 +89,7 @@ def compare_both(
         stages["evaluate_new"] = do(run, job, tracked)
         beside = newcomers.with_a_say(stages["evaluate_new"], run.config.promotion.level)
     parts = ReportParts(
-        curves={"stage two": model.folder},
+        curves={last_of(stages).name.replace("_", " "): model.folder},
         stages=stages,
         letters=first_letters(run, stages["prepare"]),
     )
