@@ -297,7 +297,7 @@ def model_card(run: Run, stages: dict[str, Done], origin: Origin | None = None) 
         f"# sdn-{run.config.name}",
         "Text-to-image by Symmetrical Distillation Networks (Yuan & Peng 2018, arXiv:1808.06801): "
         f"one image of {run.config.data.resolution} x {run.config.data.resolution} pixels a "
-        "caption, no noise.",
+        + ("caption and seed." if run.config.student.noise else "caption, no noise."),
         "",
         f"Data: `{run.config.data.source}`, {data['samples']} images, manifest "
         f"`{data['manifest']}`.",
@@ -312,7 +312,8 @@ def model_card(run: Run, stages: dict[str, Done], origin: Origin | None = None) 
         *(f"Withheld: {reason}." for reason in withheld(rows)),
         "",
         "Limits: draws what its training captions combine, in new combinations; the same caption "
-        f"always gives the same image; captions of at most {run.config.captions.max_chars} "
+        + ("and seed give" if run.config.student.noise else "always gives")
+        + f" the same image; captions of at most {run.config.captions.max_chars} "
         "characters.",
         "",
         f"Use, with `MLFLOW_TRACKING_URI={shown_uri(run.settings)}` in the environment: "
