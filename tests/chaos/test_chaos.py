@@ -186,8 +186,8 @@ def undisturbed(ground, ranks):
 @pytest.mark.parametrize(
     ("ground", "ranks", "share"),
     [
-        pytest.param("folder", 1, 4 / 5, marks=pytest.mark.rest),
-        ("folder", 2, 1 / 5),
+        pytest.param("folder", 1, 17 / 20, marks=pytest.mark.rest),
+        ("folder", 2, 3 / 20),
         pytest.param("bucket", 2, 1 / 5, marks=pytest.mark.rest),
     ],
     indirect=["ground"],

@@ -148,12 +148,9 @@ def test_every_term_is_logged_under_its_own_name(chain):
 def test_a_second_run_does_nothing(chain):
     """The same command again finds everything done, and says so."""
     here, answer = chain
-    again = here.run()
-    assert again["nothing_to_do"] is True
-    assert again["model"]["version"] == answer["model"]["version"]
-    assert not any(stage["fresh"] for stage in again["stages"].values())
     told = here.sdn("run", "tiny", "--store", str(here.store))
     assert "nothing to do" in told.stdout
+    assert f"model: sdn-tiny version {answer['model']['version']} " in told.stdout
     assert "search: the recipe's own values stay: search.reruns=0" in told.stdout
     name = Path(answer["stages"]["search"]["folder"]).name
     assert f"its weights again: sdn run tiny --weights-from {name} --store" in told.stdout

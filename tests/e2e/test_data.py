@@ -138,6 +138,7 @@ def test_append_log_diff_letters_retry(here):
     assert here.sdn("verify", out).stdout.strip().endswith("whole")
 
 
+@pytest.mark.rest
 def test_too_many_dead_letters_stop_a_run_before_training(here):
     """The run fails in its first stage; terminal and MLflow show what could not be used."""
     root = here.store.parent

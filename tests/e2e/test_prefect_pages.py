@@ -62,6 +62,7 @@ def test_a_run_is_started_and_watched_by_clicks(chain, server):
         page.get_by_role("menuitem", name="Custom run").click()
 
         choose(page, "recipe", "tiny")
+        choose(page, "workers", "2")
         field(page, "store").fill(str(here.store))
         epochs, resolution = field(page, "stage_two_epochs"), field(page, "resolution")
         epochs.fill("-1")

@@ -219,6 +219,7 @@ def test_a_killed_trial_goes_on(store):
     assert [p["images_seen"] for p in result["trials"][0]["points"]] == [300, 9000]
 
 
+@pytest.mark.rest
 def test_failed_trials_have_their_reason(store):
     """Values that cannot be trained with are a failed trial; the others go on."""
     changes = {"search.trials": "6", "search.images": "300", "search.scheduler": "none"}

@@ -71,6 +71,7 @@ def finish_at_once(pool, uri, client, name, order):
     return sum(len(one["compared"]) for one in found) - len(found)
 
 
+@pytest.mark.rest
 def test_flows_that_finish_at_once(place, pool):
     """Eight times eight challengers in two processes: never do two win against the same one."""
     lost = 0
