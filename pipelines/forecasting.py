@@ -81,7 +81,8 @@ def forecast(
     samples = _samples(run)
     found, warnings = [], []
     for stage in STAGES:
-        if stage == "teacher" and run.config.teacher.weights is not None:
+        given = run.config.teacher.weights is not None or run.config.teacher.epochs == 0
+        if stage == "teacher" and given:
             continue
         if stage == "captions" and run.config.captions.encoder != "char-cnn-rnn":
             continue

@@ -41,7 +41,8 @@ EPOCHS_SHARE, RATE_SHARE = 0.25, 0.3
 _OF_A_RETRAINING = (
     "stage_two.",
     "stage_three.",
-    "evaluation.promotion.",
+    "evaluation.",
+    "promotion.",
     "lanes",
     "workers",
     "threads",

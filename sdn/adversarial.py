@@ -117,7 +117,9 @@ class AdversarialTrainer(Trainer):
             synthetic = self.teacher(seen, self._read)
         terms = {"critics": self._teach_critics(real, synthetic, text, batch.weight)}
         distances = {name: real[name] for name in self._distilled}
-        terms |= tap_losses(synthetic, distances, self.config.weights, self.scales)
+        terms |= tap_losses(
+            synthetic, distances, self.config.weights, self.scales, self.config.distance
+        )
         terms["adversary"] = -self.config.adversary * self._judged(synthetic, text)
         if self.config.diversity > 0:
             terms["diversity"] = self.config.diversity * self._alike(batch, text, code, made)

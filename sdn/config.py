@@ -105,7 +105,8 @@ class TeacherConfig:
     sha256: str | None = None
     """Expected digest of the weight file or its beginning, at least 8 digits; needed for a URL."""
     epochs: int = 8
-    """Passes over the training split when the teacher is fitted."""
+    """Passes over the training split when the teacher is fitted. 0 fits nothing: the teacher has
+    seen no image, its weights are drawn, to be compared with one that has."""
     batch: int = 64
     """Images a step when the teacher is fitted."""
     rate: float = 2e-3
@@ -117,7 +118,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.width <= 4, f"teacher.width must be in (0, 4], not {self.width}")
-        _require(self.epochs > 0, f"teacher.epochs must be > 0, not {self.epochs}")
+        _require(self.epochs >= 0, f"teacher.epochs must be >= 0, not {self.epochs}")
         _require(self.batch > 1, f"teacher.batch must be > 1 (batch norm), not {self.batch}")
         _require(self.rate > 0, f"teacher.rate must be > 0, not {self.rate}")
         _require(self.checkpoint_images > 0, "teacher.checkpoint_images must be > 0")
@@ -229,6 +230,8 @@ class StageConfig:
     scale: Literal["raw", "relative"] = "raw"
     """raw: distances as published. relative: each tap's distance over the teacher's mean
     activation at that tap, so that equal weights mean equal influence."""
+    distance: Literal["l1", "l2"] = "l1"
+    """l1 as published, or the mean squared difference in its place, to be compared with it."""
     image_scale: float = 1.0
     """Factor on the pixel term; 127.5 puts it on the 0..255 scale of the release."""
     precision: Precision = "auto"

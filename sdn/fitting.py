@@ -21,7 +21,7 @@ from sdn.metrics import tap_features
 from sdn.running import Work
 from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER
-from sdn.teacher import load_weights, open_teacher, save_teacher
+from sdn.teacher import drawn_teacher, load_weights, open_teacher, save_teacher
 from sdn.teacher_fitting import (
     Classifier,
     Targets,
@@ -140,7 +140,7 @@ def write_teacher(
     fit: Fitter | None = None,
     report: Report = lambda share, text: None,
 ) -> dict[str, Any]:
-    """The teacher stage: load or fit the teacher and write it with its mean activations.
+    """The teacher stage: load, fit or draw the teacher and write it with its mean activations.
 
     Args:
         folder: receives `teacher.pt` and `tap-means.json`.
@@ -157,6 +157,10 @@ def write_teacher(
     if config.weights is not None:
         teacher = load_weights(config)
         train_split = load_split(data, "train")
+    elif config.epochs == 0:
+        teacher = drawn_teacher(config)
+        train_split = load_split(data, "train")
+        result["fitted"] = False
     else:
         fit = fit_here(report) if fit is None else fit
         weights = fit(lambda resume, rank: open_teacher_fit(config, data, resume, rank))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +30,17 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     """
     result: Tensor = _Distance.apply(a, b)  # type: ignore[no-untyped-call]
     return result
+
+
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference over batch and elements.
+
+    Departs from the paper, whose distance is L1: to be compared with it.
+    Formula: mean (a - b)^2
+
+    Arguments and result as of `distance`.
+    """
+    return functional.mse_loss(a.float(), b.float())
 
 
 class _Distance(torch.autograd.Function):
@@ -60,11 +72,15 @@ def wanted_taps(names: Iterable[str], weights: LossWeights) -> tuple[str, ...]:
 
 
 def tap_losses(
-    student: Taps, teacher: Taps, weights: LossWeights, scales: Mapping[str, float]
+    student: Taps,
+    teacher: Taps,
+    weights: LossWeights,
+    scales: Mapping[str, float],
+    kind: Literal["l1", "l2"] = "l1",
 ) -> dict[str, Tensor]:
     """Weighted distance between each student tap and the teacher's tap of the same name.
 
-    Formula: loss[l] = weights[l] * scales[l] * d(teacher[l], student[l])
+    Formula: loss[l] = weights[l] * scales[l] * d(teacher[l], student[l]); for l2 scales[l]^2
     Source: Yuan & Peng 2018, arXiv:1808.06801; the release sums 22 such terms with weight 1.
 
     Args:
@@ -72,6 +88,7 @@ def tap_losses(
         teacher: the wanted taps, same shapes; carries no gradient.
         weights: dimensionless, >= 0.
         scales: tap name -> factor that stands for the unit of the distance; 1 where absent.
+        kind: l1 as published, or l2 (`squared_distance`).
 
     Returns:
         tap name -> scalar float32, >= 0; best 0.
@@ -84,6 +101,10 @@ def tap_losses(
         if name not in student or student[name].shape != target.shape:
             came = tuple(student[name].shape) if name in student else "nothing"
             raise ValueError(f"tap {name}: student has {came}, teacher {tuple(target.shape)}")
-        factor = weights.of(name) * scales.get(name, 1.0)
-        losses[name] = factor * distance(student[name], target)
+        scale = scales.get(name, 1.0)
+        if kind == "l1":
+            losses[name] = weights.of(name) * scale * distance(student[name], target)
+        else:
+            found = squared_distance(student[name], target)
+            losses[name] = weights.of(name) * scale**2 * found
     return losses

@@ -31,6 +31,7 @@ def stage_one_losses(
     *,
     weights: LossWeights,
     scales: Mapping[str, float],
+    kind: Literal["l1", "l2"] = "l1",
 ) -> dict[str, Tensor]:
     """Layer to symmetrical layer: the student's own taps against the teacher's of the real image.
 
@@ -44,6 +45,7 @@ def stage_one_losses(
         image: (B, 3, H, W), RGB, in [-1, 1].
         weights: dimensionless; taps of weight 0 are not computed.
         scales: see `scales_of`.
+        kind: of distance, see `tap_losses`.
 
     Returns:
         tap name -> scalar float32.
@@ -51,7 +53,7 @@ def stage_one_losses(
     wanted = wanted_taps(teacher.names, weights)
     with torch.no_grad():
         real = teacher(image, wanted)
-    return tap_losses(student(text, wanted), real, weights, scales)
+    return tap_losses(student(text, wanted), real, weights, scales, kind)
 
 
 def stage_two_losses(
@@ -62,6 +64,7 @@ def stage_two_losses(
     *,
     weights: LossWeights,
     scales: Mapping[str, float],
+    kind: Literal["l1", "l2"] = "l1",
 ) -> dict[str, Tensor]:
     """The teacher reads the synthesis: its taps of the synthesis against those of the real image.
 
@@ -73,7 +76,7 @@ def stage_two_losses(
     with torch.no_grad():
         real = teacher(image, wanted)
     made = student(text, ("image",))["image"]
-    return tap_losses(teacher(made, wanted), real, weights, scales)
+    return tap_losses(teacher(made, wanted), real, weights, scales, kind)
 
 
 STAGES = {"stage_one": stage_one_losses, "stage_two": stage_two_losses}

@@ -159,6 +159,23 @@ def empty_teacher(config: TeacherConfig) -> Teacher:
     return Teacher(blocks_of(config.arch, config.width), config.convention)
 
 
+def drawn_teacher(config: TeacherConfig) -> Teacher:
+    """A teacher that has seen no image: normal weights of deviation sqrt(2 / fan in), no biases.
+
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+    teacher = empty_teacher(config)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for conv in teacher.convs.values():
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
+            deviation = (2 / conv.weight[0].numel()) ** 0.5
+            conv.weight.normal_(0, deviation, generator=generator)
+            conv.bias.zero_()
+    return teacher
+
+
 def load_weights(config: TeacherConfig) -> Teacher:
     """The teacher with weights from a file or URL in torchvision's layout.
 

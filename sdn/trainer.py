@@ -124,6 +124,7 @@ class Trainer:
                 image,
                 weights=self.config.weights,
                 scales=self.scales,
+                kind=self.config.distance,
             )
         return found
 

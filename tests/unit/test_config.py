@@ -166,7 +166,7 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("data.failure_budget", "1", r"data.failure_budget must be in \[0, 1\), not 1"),
         ("data.validation_share", "-0.1", r"data.validation_share must be in \[0, 1\), not -0.1"),
         ("teacher.width", "0", r"teacher.width must be in \(0, 4\], not 0"),
-        ("teacher.epochs", "0", "teacher.epochs must be > 0, not 0"),
+        ("teacher.epochs", "-1", "teacher.epochs must be >= 0, not -1"),
         ("teacher.batch", "1", "teacher.batch must be > 1"),
         ("teacher.rate", "0", "teacher.rate must be > 0"),
         ("teacher.sha256", "dcbb", "at least 8 hexadecimal digits, not dcbb"),

@@ -1,5 +1,6 @@
 """The two stages before distillation, from folders to folders."""
 
+import dataclasses
 import json
 
 import pytest
@@ -151,6 +152,22 @@ def test_given_weights_are_loaded_and_not_fitted(data, tmp_path, weights):
     assert result == {"fitted": False, "sha256": file_digest(tmp_path / TEACHER)}
     means = json.loads((tmp_path / TAP_MEANS).read_text())
     assert means == pytest.approx(mean_activations(teacher, load_split(data, "train").pixels), 1e-4)
+
+
+def test_a_teacher_that_has_seen_no_image(data, tmp_path):
+    """With no epochs nothing is fitted; its weights are those of its seed, and its taps live."""
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        config = dataclasses.replace(CONFIG, epochs=0, seed=seed)
+        result = write_teacher(tmp_path / name, data, config)
+        assert result["fitted"] is False
+        found.append(open_teacher(tmp_path / name / TEACHER).state_dict())
+        means = json.loads((tmp_path / name / TAP_MEANS).read_text())
+        assert min(means.values()) > 0.01
+    same, other = ([torch.equal(found[0][k], one[k]) for k in found[0]] for one in found[1:])
+    assert all(same)
+    assert not all(other)
 
 
 def test_wrong_weights_write_nothing(data, tmp_path, weights):

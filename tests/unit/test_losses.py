@@ -127,6 +127,17 @@ SHAPED = {
 }
 
 
+def test_squared_distances_have_squared_scales():
+    """The mean square of the differences, by the weight; the scale is that of the activations."""
+    taps = {"pool1": torch.tensor([[1.0, -2.0]], requires_grad=True)}
+    real = {"pool1": torch.tensor([[0.0, 1.0]])}
+    weights = LossWeights(conv1=3.0)
+    losses = tap_losses(taps, real, weights, {"pool1": 2.0}, "l2")
+    assert losses["pool1"].item() == pytest.approx(3 * 4 * (1 + 9) / 2)
+    gradient = gradient_of(losses["pool1"], taps["pool1"])
+    torch.testing.assert_close(gradient, torch.tensor([[12.0, -36.0]]))
+
+
 def test_each_term_is_weight_times_scale_times_distance():
     """A term is its group's weight times its tap's scale (1 if absent) times the L1."""
     student, teacher = taps(1, **SHAPED), taps(2, **SHAPED)
