@@ -1,0 +1,172 @@
+"""What each part of the method gives: the same run with one thing changed, scored alike.
+
+    python tests/benchmarks/ablation.py --store RUNS [--recipe openmoji] [--arms full,pixels]
+        [--seeds 0,1,2] [--set KEY=VALUE]... [--page FOLDER] [--real]
+
+Each arm is `sdn run` with changes, in one store, so that what arms share is made once. What is done
+is kept in RUNS/ablation.jsonl and not done again. `--page` writes a page with the table and one
+sheet, a column an arm; true images are on it with `--real` alone, for data that may be shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from sdn.config import to_dict, with_overrides
+from sdn.recipes import recipe
+
+ALL_ONES = {f"stage_{n}.weights.{g}": "1" for n in ("one", "two") for g in ("image", "conv1",
+            "conv2", "conv3", "conv4", "conv5")}  # fmt: skip
+PIXELS = {f"stage_{n}.weights.conv{k}": "0" for n in ("one", "two") for k in range(1, 6)}
+CRITICS = {
+    "stage_three.epochs": "6",
+    "stage_three.schedule": "one-cycle",
+    "stage_three.scale": "relative",
+    "stage_three.global_batch": "16",
+    "stage_three.average_share": "0.05",
+    "stage_three.rate": "3e-4",
+    "stage_three.beta2": "0.99",
+}
+
+
+def arms(epochs: tuple[float, float]) -> dict[str, dict[str, str]]:
+    """Name -> changes of the recipe; `epochs` of its two stages, whose sum all arms train."""
+    one, two = epochs
+    total = str(one + two)
+    # What stage three takes is taken from stage two.
+    third = CRITICS | {"stage_two.epochs": str(max(1.0, two - 6))}
+    return {
+        "full": {},
+        "stage one only": {"stage_one.epochs": total, "stage_two.epochs": "0"},
+        "stage two only": {"stage_one.epochs": "0", "stage_two.epochs": total},
+        "pixels only": PIXELS,
+        "all ones, raw": ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"},
+        "all ones, relative": ALL_ONES,
+        "L2": {"stage_one.distance": "l2", "stage_two.distance": "l2"},
+        "random teacher": {"teacher.epochs": "0"},
+        "sentence encoder": {"captions.encoder": "sentence"},
+        "levels": {"student.condition": "levels"},
+        "critics": third,
+        "critics, noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},
+        "critics, levels": third | {"student.condition": "levels"},
+    }
+
+
+def run(name: str, store: Path, changes: dict[str, str], which: str) -> dict[str, object]:
+    """One arm with one seed: its scores and where its model lies."""
+    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    sdn = Path(sys.executable).with_name("sdn")
+    command = [str(sdn), "run", which, "--store", str(store)]
+    done = subprocess.run(
+        [*command, "--json", *words], check=True, stdout=subprocess.PIPE, text=True
+    )
+    answer = json.loads(done.stdout.splitlines()[-1])
+    last = list(answer["figures"])[-1]
+    trained = {k: v for k, v in answer["stages"].items() if k.startswith("stage_")}
+    return {
+        "arm": name,
+        "changes": changes,
+        "scores": answer["scores"][last],
+        "floors": {k: v for k, v in answer["scores"].items() if k not in answer["figures"]},
+        "model": trained[list(trained)[-1]]["folder"],
+        "seconds": sum(stage["seconds"] for stage in trained.values()),
+        "captions": answer["captions"],
+    }
+
+
+def told(found: list[dict[str, object]]) -> list[str]:
+    """A table in Markdown: mean over the seeds, and each seed's value."""
+    columns = {
+        "KID": "kid_error",
+        "caption match": "r_precision_score",
+        "top 1": "pixels/top1_score",
+        "top 5": "pixels/top5_score",
+        "diversity": "diversity_score",
+    }
+    lines = [
+        "| arm | seeds | " + " | ".join(columns) + " | seconds |",
+        "|---|---:|" + "---:|" * (len(columns) + 1),
+    ]
+    for name in dict.fromkeys(one["arm"] for one in found):
+        rows = [one for one in found if one["arm"] == name]
+        cells = []
+        for key in columns.values():
+            values = [r["scores"][key]["value"] for r in rows if r["scores"].get(key)]
+            values = [value for value in values if value is not None]
+            if not values:
+                cells.append("")
+                continue
+            each = f" ({', '.join(f'{v:.3g}' for v in values)})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3g}{each}")
+        seconds = statistics.mean(row["seconds"] for row in rows)
+        lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} |")
+    return lines
+
+
+def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bool) -> None:
+    """One picture: a column an arm (its first seed), a row a test caption."""
+    from sdn.data.loader import load_split
+    from sdn.sampling import open_synthesizer
+    from sdn.sheets import contact_sheet
+
+    data = max((store / "stages").glob("prepare-*/manifest.json"), key=lambda p: p.stat().st_mtime)
+    split = load_split(data.parent, "test")
+    numbers = [i * len(split.captions) // 24 for i in range(24)]
+    captions = [split.captions[n][0] for n in numbers]
+    columns = {"real": split.pixels[numbers]} if real else {}
+    for one in found:
+        if one["arm"] not in columns:
+            model = open_synthesizer(store / str(one["model"]))
+            columns[str(one["arm"])] = model.of_data(captions)
+    contact_sheet(columns, captions, across=1, side=64).save(folder / "ablation.png")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--recipe", default="openmoji")
+    parser.add_argument("--arms", default="")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--real", action="store_true")
+    given = parser.parse_args()
+    common = dict(change.split("=", 1) for change in given.set)
+    config = with_overrides(recipe(given.recipe), common)
+    every = arms((config.stage_one.epochs, config.stage_two.epochs))
+    wanted = [name.strip() for name in given.arms.split(",") if name.strip()] or list(every)
+    if unknown := [name for name in wanted if name not in every]:
+        parser.error(f"no arm {', '.join(unknown)}; there are: {'; '.join(every)}")
+    kept = given.store / "ablation.jsonl"
+    given.store.mkdir(parents=True, exist_ok=True)
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    found = [json.loads(line) for line in lines]
+    for seed in given.seeds.split(","):
+        for name in wanted:
+            # No search: its values would differ from arm to arm.
+            changes = {"search.trials": "0"} | common | every[name]
+            changes |= {f"stage_{n}.seed": seed for n in ("one", "two", "three")}
+            with_overrides(recipe(given.recipe), changes)  # refused before anything is trained
+            if any(one["arm"] == name and one["changes"] == changes for one in found):
+                continue
+            found.append(run(name, given.store, changes, given.recipe))
+            with kept.open("a") as file:
+                file.write(json.dumps(found[-1]) + "\n")
+            print("\n".join(told(found[-1:])), flush=True)
+    print("\n".join(told(found)))
+    if given.page is not None:
+        given.page.mkdir(parents=True, exist_ok=True)
+        sheet(given.page, given.store, found, real=given.real)
+        about = f"`{given.recipe}`, {found[0]['captions']} test captions"
+        (given.page / "ablation.md").write_text("\n".join([f"# {about}", "", *told(found), ""]))
+        (given.page / "ablation.json").write_text(json.dumps([to_dict(config), found]))
+
+
+if __name__ == "__main__":
+    main()
