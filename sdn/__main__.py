@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -49,6 +49,7 @@ RESULTS = {
     "captions": ENCODER,
     "stage-one": STUDENT,
     "stage-two": STUDENT,
+    "stage-three": STUDENT,
 }
 """Step -> the file by whose digest later steps know its result."""
 DONE = "done"
@@ -76,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.step == "generate":
             generate(chosen.captions, chosen.work)
             return
-        for step in STEPS if chosen.step == "all" else (chosen.step,):
+        every = [step for step in STEPS if step != "stage-three" or config.stage_three.epochs]
+        for step in every if chosen.step == "all" else (chosen.step,):
             run_step(step, config, chosen.work, torch.device(chosen.device))
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
@@ -108,7 +110,7 @@ def run_step(step: str, config: RunConfig, work: Path, device: torch.device) -> 
         data, teacher, fit = work / "prepare", work / "teacher", _fitted(folder, device)
         print(write_captions(folder, data, teacher, config.captions, fit=fit, report=_say))
     else:
-        _distil("stage_one" if step == "stage-one" else "stage_two", config, work, device)
+        _distil(cast("StageName", step.replace("-", "_")), config, work, device)
     (folder / DONE).touch()
 
 
@@ -168,7 +170,7 @@ def _distil(name: StageName, config: RunConfig, work: Path, device: torch.device
         data=work / "prepare",
         teacher=work / "teacher",
         captions=work / "captions",
-        start=work / "stage-one" if name == "stage_two" else None,
+        start={"stage_two": work / "stage-one", "stage_three": work / "stage-two"}.get(name),
     )
     last = _trained(
         lambda resume, rank: open_stage(name, config, inputs, resume, rank),
@@ -224,7 +226,7 @@ def _progress(step: StepReport) -> None:
 
 
 def generate(captions: list[str], work: Path) -> None:
-    """Draw captions with stage two's model, or stage one's where that is all there is.
+    """Draw captions with the model of the last stage that there is.
 
     Raises:
         ValueError: no captions, or one that no picture can be made of.
@@ -234,7 +236,7 @@ def generate(captions: list[str], work: Path) -> None:
 
     if not captions:
         raise ValueError('nothing to draw: give captions, as in `generate "a red bird"`')
-    finished = [work / step for step in ("stage-two", "stage-one")]
+    finished = [work / step for step in ("stage-three", "stage-two", "stage-one")]
     folder = next((path for path in finished if (path / STUDENT).is_file()), finished[0])
     for caption, pixels in zip(captions, open_synthesizer(folder)(captions), strict=True):
         path = work / f"{'-'.join(caption.lower().split())[:60].replace('/', '-')}.png"

@@ -11,7 +11,7 @@ from sdn.__main__ import STEPS, main
 from sdn.checkpoint import Checkpoints
 from sdn.data.files import LocalFolder
 from sdn.data.images import encode
-from sdn.sampling import ENCODER, STUDENT, open_student
+from sdn.sampling import ENCODER, STUDENT, encode_png, open_student, open_synthesizer
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 SMALL = {
@@ -73,8 +73,11 @@ def folder(tmp_path_factory):
 
 
 def test_all_steps_leave_their_folders(folder):
-    """Each step leaves a folder of its name; both stages a model and a whole checkpoint."""
-    assert {path.name for path in (folder / "work").iterdir() if path.is_dir()} >= set(STEPS)
+    """Each step leaves a folder of its name, stage three where the recipe has one; both stages a
+    model and a whole checkpoint.
+    """
+    made = {path.name for path in (folder / "work").iterdir() if path.is_dir()}
+    assert set(STEPS) - made == {"stage-three"}
     for step in ("stage-one", "stage-two"):
         assert (folder / "work" / step / STUDENT).is_file()
         assert checkpoints(folder, step).newest() is not None
@@ -93,6 +96,24 @@ def test_stage_two_starts_from_stage_one(folder, tmp_path, monkeypatch):
     assert all(torch.equal(one[name], two[name]) for name in one)
     trained = open_student(folder / "work" / "stage-two").state_dict()
     assert not all(torch.equal(one[name], trained[name]) for name in one)
+
+
+def test_stage_three_goes_on_from_stage_two(folder, tmp_path, monkeypatch):
+    """Its model is another one, and the one that draws."""
+    work = tmp_path / "work"
+    work.mkdir()
+    for step in ("prepare", "teacher", "captions", "stage-one", "stage-two"):
+        (work / step).symlink_to(folder / "work" / step)
+    (tmp_path / "pictures").symlink_to(folder / "pictures")
+    monkeypatch.setitem(SMALL, "stage_three.epochs", 2)
+    monkeypatch.setitem(SMALL, "stage_three.global_batch", 8)
+    run("stage-three", tmp_path)
+    two, three = (open_student(work / step).state_dict() for step in ("stage-two", "stage-three"))
+    assert not all(torch.equal(two[name], three[name]) for name in two)
+    assert checkpoints(tmp_path, "stage-three").newest().critics is not None
+    main(["generate", "a red thing", "--work", str(work)])
+    drawn = encode_png(open_synthesizer(work / "stage-three")(["a red thing"])[0])
+    assert (work / "a-red-thing.png").read_bytes() == drawn
 
 
 def test_a_finished_stage_run_again_trains_nothing(folder, monkeypatch):
