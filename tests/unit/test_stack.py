@@ -426,7 +426,7 @@ def test_a_pool_that_was_paused_stays_so(stack, monkeypatch):
     ask = machine.ask
 
     def slow(method, path, content=None):
-        if "f1/set_state" in path:
+        if "f1/set_state" in path and content["state"]["type"] == "CANCELLING":
             machine.left[200] = ("worker", "f2")
         return ask(method, path, content)
 
