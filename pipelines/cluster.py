@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,7 @@ def start_ray(settings: Settings) -> None:
         return
     if not here:
         bring_token()
-    with _of_this_process() if here else nullcontext():
+    with _of_this_process() if here else nullcontext(), _own_sigterm():
         ray.init(
             # "local": never the cluster that somebody else has started on this machine.
             address=settings.ray_address or "local",
@@ -79,6 +81,26 @@ def bring_token() -> None:
     )
 
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """SIGTERM goes on meaning what it meant before, and leaves time for a last checkpoint.
+
+    Ray puts a handler of Python's in the place of Prefect's, by which a run learns that it is
+    cancelled; and its C++ part one that aborts the process three seconds after the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Where nobody had one, Ray's: it ends the process in order. Set again in any case: that
+        # takes the signal back from the C++ part.
+        now = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before if callable(before) else now)
 
 
 @contextmanager

@@ -84,7 +84,8 @@ def up(
                 news = f"is up after {time.monotonic() - began:.1f} s"
             if detach or ran:
                 _tell(stack, plan, news)
-                _say("`sdn status` looks, `sdn down` ends it")
+                where = "" if store is None else f" --store {store}"
+                _say(f"`sdn status{where}` looks, `sdn down{where}` ends it")
             else:
                 _follow(stack, plan, settings, news)
 
@@ -196,7 +197,7 @@ def _show(stack: Stack, found: StackState) -> None:
             "" if part.pid is None else str(part.pid),
             "" if part.port is None else str(part.port),
             f"{part.memory_mib:.0f} MiB",
-            part.url or part.why,
+            part.url or "",
         )
         for part in found.parts
     ]

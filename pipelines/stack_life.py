@@ -339,7 +339,10 @@ def _cancel(
 
     Waits for them; where Prefect cannot be asked, their processes are ended all the same.
     """
-    message = "ended with its stack; the same run, started again, goes on from its last checkpoint"
+    message = (
+        "ended with its stack; it goes on from its last checkpoint: Retry on the run's page, or "
+        "the same run started again"
+    )
     state = {"type": "CANCELLING", "message": message}
     until = time.monotonic() + settings.grace_s + _CANCEL_S
     asked: list[str] = []
@@ -356,7 +359,8 @@ def _cancel(
             time.sleep(_SETTLE_S)  # in which the worker tells how they ended
         for run in asked:
             found = api.ask("GET", f"flow_runs/{run}", absent={})
-            if found.get("state_type") in _LIVE:  # its process was gone before it could say so
+            # Its process was gone before it could say so, or said less, or was cut off at saying.
+            if found.get("state_type") in {*_LIVE, "CANCELLED", "CRASHED"}:
                 ended = {"state": state | {"type": "CANCELLED"}, "force": True}
                 api.ask("POST", f"flow_runs/{run}/set_state", ended, absent=None)
 

@@ -58,7 +58,11 @@ def _orders(settings: Any, wanted: str | None) -> list[StageOrder]:
         if wanted not in names:
             raise ValueError(f"no training {wanted} in {files.uri}; there are: {', '.join(names)}")
         names = [wanted]
-    return [read_order(files.read(f"{name}/order.json")) for name in names]
+    orders = [read_order(files.read(f"{name}/order.json")) for name in names]
+    if settings.s3_endpoint is None:
+        return orders
+    # The server may have another address than when they were written.
+    return [dataclasses.replace(order, endpoint=settings.s3_endpoint) for order in orders]
 
 
 def _audit(order: StageOrder) -> Audit:

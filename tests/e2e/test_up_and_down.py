@@ -285,6 +285,7 @@ def test_a_stack_with_ray_asks_for_its_token(stack):
     """Healthy, used with the token of `env.sh`, refused without; gone after `down`."""
     names = ("ray", "dashboard")
     ray = replace(stack, ports=stack.ports | dict(zip(names, free_ports(2), strict=True)))
+    ray.sdn("down", "--store", str(ray.root))  # what tests before left, if any ran
     said = ray.sdn("up", "--ray", "--detach", "--store", str(ray.root), *ray.options)
     assert "it asks for a token" in said
     assert {part["name"]: part["state"] for part in ray.status()["parts"]} == dict.fromkeys(

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 OWNER = """
 import ipaddress, json, os, sys
 import psutil, ray
@@ -34,6 +36,8 @@ stop_ray()
 """
 STRANGER = """
 import sys
+
+import pytest
 from ray._raylet import GcsClient
 
 # Not `ray.init`: that would ask the network's address instead of 127.0.0.1, where nobody listens.
@@ -72,3 +76,42 @@ def test_an_embedded_ray_is_reached_from_this_machine_alone_and_asks_for_its_tok
     assert asked.returncode != 0
     assert "let in" not in asked.stdout
     assert "Unauthenticated" in asked.stderr
+
+
+ENDED = """
+import os, signal, sys, time
+from pipelines.cluster import start_ray, stop_ray
+from pipelines.settings import Settings
+
+class Asked(BaseException):
+    pass
+
+def ask(*_):
+    raise Asked
+
+if sys.argv[2] == "its own":
+    signal.signal(signal.SIGTERM, ask)
+start_ray(Settings(store=sys.argv[1], cpus=1))
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+except (Asked, SystemExit) as error:
+    time.sleep(5)  # a last checkpoint
+    print(type(error).__name__, flush=True)
+    stop_ray()
+"""
+
+
+@pytest.mark.parametrize(("handler", "came"), [("its own", "Asked"), ("none", "SystemExit")])
+def test_sigterm_leaves_time_for_a_last_checkpoint(tmp_path, handler, came):
+    """It means what it meant before Ray, and Ray does not abort the process three seconds later."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED, str(tmp_path), handler],
+        env=without_token() | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.split() == [came], done.stderr[-2000:]
+    assert done.returncode == 0

@@ -321,20 +321,24 @@ def test_a_folder_of_somebody_else_is_refused(stack, monkeypatch):
 def test_flow_runs_are_cancelled_before_their_stack_ends(stack, monkeypatch):
     """Prefect is asked as its page asks, and waited for, so that no run stays Running for ever."""
     stack.prepare(Plan(), Settings())
-    asked, states = [], {"f1": "CANCELLED", "f2": "CANCELLING"}
+    asked, states = [], {"f1": "CRASHED", "f2": "CANCELLING", "f3": "COMPLETED"}
 
     def ask(self, method, path, content=None, *, absent=None):
         asked.append((method, path, content and content["state"]["type"]))
+        if content and content["state"]["type"] == "CANCELLED":
+            assert "Retry" in content["state"]["message"]
         return {"state_type": states[path.rpartition("/")[2]]} if method == "GET" else {}
 
     monkeypatch.setattr(stack_life.PrefectApi, "ask", ask)
     monkeypatch.setattr(stack_life.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(stack_life, "marked", lambda folder: [])
-    stack_life._cancel(stack, Settings(), ["f1", "f2"])
+    stack_life._cancel(stack, Settings(), ["f1", "f2", "f3"])
     assert [one for one in asked if one[0] == "POST"] == [
         ("POST", "flow_runs/f1/set_state", "CANCELLING"),
         ("POST", "flow_runs/f2/set_state", "CANCELLING"),
-        # Its process was gone before anybody could say how it had ended.
+        ("POST", "flow_runs/f3/set_state", "CANCELLING"),
+        # The one was cut off while it ended, the other's process was gone before it could say how.
+        ("POST", "flow_runs/f1/set_state", "CANCELLED"),
         ("POST", "flow_runs/f2/set_state", "CANCELLED"),
     ]
 
@@ -391,6 +395,8 @@ class Machine:
         run = path.split("/")[1]
         if method == "GET":
             return {"state_type": "CANCELLED"}
+        if content["state"]["type"] == "CANCELLED":  # the last word of it
+            return {}
         self.did.append(f"{run} cancelled")
         self.left = {k: v for k, v in self.left.items() if v[1] != run}
         if not self.paused and self.queued:  # a slot is free
@@ -420,7 +426,7 @@ def test_a_pool_that_was_paused_stays_so(stack, monkeypatch):
     ask = machine.ask
 
     def slow(method, path, content=None):
-        if "f1/set_state" in path:
+        if "f1/set_state" in path and content["state"]["type"] == "CANCELLING":
             machine.left[200] = ("worker", "f2")
         return ask(method, path, content)
 
