@@ -16,8 +16,8 @@ from sdn.augmenting import augmented, change_of
 from sdn.critics import Critics, hinge
 from sdn.data.images import to_image
 from sdn.losses import tap_losses, wanted_taps
-from sdn.trainer import Trainer, rate_at
-from sdn.training import copied, gradient_norm_of
+from sdn.trainer import Trainer, rate_at, step_names
+from sdn.training import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -126,22 +126,14 @@ class AdversarialTrainer(Trainer):
         wanted = torch.stack([term for name, term in terms.items() if name != "critics"]).sum()
         self.optimizer.zero_grad()
         (wanted * batch.weight).backward()  # type: ignore[no-untyped-call]
-        norm = gradient_norm_of(self.student)
-        if self.config.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.student.parameters(), self.config.clip, norm)
-        self.optimizer.step()
-        self._update_average()
-        self.step += 1
-        self.images_seen += images
-        return {name: term.detach() * batch.weight for name, term in terms.items()}, norm
+        shares = {name: term.detach() * batch.weight for name, term in terms.items()}
+        return shares, self._move(images)
 
     def _changed(self, batch: Batch, image: Tensor) -> Tensor:
         """The images as critics see them; a sample's real and synthetic one in the same way."""
         if self.config.augment == "none":
             return image
-        names = [f"{batch.step}/{key}" for key in batch.keys]
-        names += [f"{batch.step}/{n}" for n in range(len(names), len(image))]
-        change = change_of(names, seed=self.config.seed)
+        change = change_of(step_names(batch), seed=self.config.seed)
         return augmented(image, change).contiguous(memory_format=torch.channels_last)
 
     def _teach_critics(self, real: Taps, synthetic: Taps, text: Tensor, weight: float) -> Tensor:

@@ -288,7 +288,7 @@ class AdversarialConfig(StageConfig):
         for name, value in self.critics.items():
             _require(value >= 0, f"stage_three.critics.{name} must be >= 0, not {value}")
         _require(
-            self.adversary == 0 or any(value > 0 for value in self.critics.values()),
+            any(value > 0 for value in self.critics.values()),
             "stage_three.critics: at least one must be > 0",
         )
         _require(self.critic_width > 0, "stage_three.critic_width must be > 0")

@@ -41,6 +41,12 @@ def average_decay(step: int, steps: int, config: StageConfig) -> float:
     return min(1 - 1 / horizon, (1 + step) / (10 + step))
 
 
+def step_names(batch: Batch) -> list[str]:
+    """A name for each row of a batch in its step, the same on any rank; padded rows have theirs."""
+    keys = [*batch.keys, *map(str, range(len(batch.keys), len(batch.pixels)))]
+    return [f"{batch.step}/{key}" for key in keys]
+
+
 class Trainer:
     """One stage on one rank: student, optimizer, moving average, and the step that moves them."""
 
@@ -156,6 +162,10 @@ class Trainer:
             for name, term in terms.items():
                 value = term.detach() * (batch.weight * share)
                 found[name] = found[name] + value if name in found else value
+        return found, self._move(images)
+
+    def _move(self, images: int) -> Tensor:
+        """Move the student along the gradient that it has; the norm of that before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm_of(self.student)
         if self.config.clip is not None:
@@ -165,7 +175,7 @@ class Trainer:
         self._update_average()
         self.step += 1
         self.images_seen += images
-        return found, norm
+        return norm
 
     def coded(self, batch: Batch, text: Tensor, of: str = "") -> Tensor:
         """The embeddings with the noise of this step beside them: (B, D + N).
@@ -175,8 +185,7 @@ class Trainer:
             text: (B, D).
             of: another word gives other noise.
         """
-        names = [f"{of}{batch.step}/{key}" for key in batch.keys]
-        names += [f"{of}{batch.step}/{n}" for n in range(len(names), len(text))]  # padded rows
+        names = [f"{of}{name}" for name in step_names(batch)]
         return coded(text, self.student.noise, names, seed=self.config.seed)
 
     def _parts(self, batch: Batch, text: Tensor) -> Iterator[tuple[Tensor, Tensor, float, bool]]:

@@ -15,14 +15,6 @@ from sdn.stage_run import TAP_MEANS, TEACHER, new_student, run_stage, stage_plan
 from sdn.teacher import open_teacher
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """Folders with a data set, a teacher and a caption encoder."""
@@ -159,6 +151,7 @@ def test_it_survives_json():
         ({"accumulate": 2}, "accumulate must be 1"),
         ({"critics": {"pool5": -1.0}}, "critics.pool5 must be >= 0"),
         ({"critics": {}}, "at least one"),
+        ({"critics": {}, "adversary": 0.0}, "at least one"),
         ({"critic_rate": 0.0}, "critic_rate"),
         ({"diversity": -1.0}, "diversity must be >= 0"),
         ({"global_batch": 1}, "at least twice the workers"),
