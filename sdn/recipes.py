@@ -51,7 +51,7 @@ def openmoji() -> RunConfig:
 
 
 def tiny() -> RunConfig:
-    """The whole chain in two minutes on two workers; its pictures are no use. For tests."""
+    """The whole chain in three minutes on two workers; its pictures are no use. For tests."""
     stage = StageConfig(
         global_batch=16,
         rate=1e-3,

@@ -44,7 +44,7 @@ def pipeline(
 
     Args:
         recipe: Named run to start from: openmoji is the embedded data set (11 minutes on 2 cores),
-            tiny the same in two minutes without pictures to enjoy, folder your own images.
+            tiny the same in three minutes without pictures to enjoy, folder your own images.
         source: Layout of the images in data_path.
         data_path: Where the images lie: a folder on the worker's machine, for some sources also
             s3://bucket/prefix. Empty for openmoji, which carries its own.
