@@ -11,8 +11,8 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
-ALONE = {"chaos", "distributed", "e2e", "integration"}
-"""Folders of tests that start servers and trainings, which want the cores for themselves."""
+ALONE = {"chaos", "distributed", "e2e"}
+"""Folders of tests that start trainings, which want the cores for themselves."""
 
 
 def alone(nodeid: str) -> bool:

@@ -40,7 +40,7 @@ def test_memory_that_was_freed_is_kept() -> None:
     size = 4 * 4 * 2**22  # four blocks of 16 MiB
     mapped, free = taken("leave")
     assert mapped >= size  # given back to the system when they are freed
-    assert free < size
+    assert free < size / 4
     mapped, free = taken("keep")
     assert mapped < size / 4
-    assert free >= 0.999 * size  # what the interpreter itself takes meanwhile comes out of it
+    assert free > 0.75 * size  # what the interpreter itself takes meanwhile comes out of it

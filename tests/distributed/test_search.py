@@ -23,7 +23,7 @@ from sdn.space import own_values
 
 pytestmark = pytest.mark.timeout(600)
 HERE = Path(__file__).parent
-PATHS = [HERE.parents[1], *(HERE.parent / name for name in ("", "unit", "chaos", "integration"))]
+PATHS = [HERE.parents[1], *(HERE.parent / name for name in ("", "unit", "chaos", "distributed"))]
 
 
 @pytest.fixture(scope="module")
