@@ -241,15 +241,16 @@ def _pool(api: PrefectApi, wanted: Wanted) -> Iterator[str]:
     """Make the pool and its queues; give limits to those without."""
     path = f"work_pools/{wanted.pool}"
     runs = wanted.runs or RUNS
+    said = f"{runs} flow run{'' if runs == 1 else 's'} at a time"
     found = api.ask("GET", path, absent=None)
     if found is None:
         content = {"name": wanted.pool, "type": wanted.kind, "concurrency_limit": runs}
         # Without a template: its first worker brings that of its type.
         api.ask("POST", "work_pools/", content)
-        yield f"work pool {wanted.pool} made: {runs} flow runs at a time"
+        yield f"work pool {wanted.pool} made: {said}"
     elif _differs(found, wanted.runs):
         api.ask("PATCH", path, {"concurrency_limit": runs})
-        yield f"work pool {wanted.pool}: {runs} flow runs at a time"
+        yield f"work pool {wanted.pool}: {said}"
     trainings = wanted.trainings or TRAININGS
     queue = api.ask("GET", f"{path}/queues/{TRAINING}", absent=None)
     if queue is None:

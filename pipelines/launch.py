@@ -110,6 +110,7 @@ def _tuner(
         "workers": search.workers,
         "population": search.scheduler == "pbt",
         "gpu": gpu,
+        "here": started_here(),
     }
     own = {"cpu": float(order.threads), "gpu": float(gpu)}
     if search.workers > 1:  # it only waits for its ranks: they have the cores

@@ -134,11 +134,12 @@ def _clear(stack: Stack, say: Say) -> list[str]:
 
 
 def _check_ports(plan: Plan) -> None:
-    """Refuse a port that is taken, and say by whom.
+    """Refuse ports that are taken, and say by whom.
 
     Raises:
-        PortError: as said.
+        PortError: as said, a line for each.
     """
+    taken = []
     for what, (port, option) in plan.ports.needed(ray=plan.ray).items():
         try:
             check_port(port, what=what, option=option)
@@ -146,11 +147,15 @@ def _check_ports(plan: Plan) -> None:
             found = listener(port)
             other = None if found is None else _mark_of(found.pid)
             if found is None or other is None:
-                raise
-            raise PortError(
-                f"port {port} for {what} is in use by {found}, of the stack in {other.folder}: end "
-                f"it with `SDN_STACK={other.folder} sdn down`, or name another port with {option}"
-            ) from error
+                taken.append(str(error))
+            else:
+                taken.append(
+                    f"port {port} for {what} is in use by {found}, of the stack in "
+                    f"{other.folder}: end it with `SDN_STACK={other.folder} sdn down`, or name "
+                    f"another port with {option}"
+                )
+    if taken:
+        raise PortError("\n".join(taken))
 
 
 def _mark_of(pid: int) -> Marked | None:

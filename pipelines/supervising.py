@@ -226,7 +226,7 @@ def _stop(watch: _Watch, done: Future[None], grace_s: float) -> None:
 
 
 def _trainer_class() -> Any:
-    """Ray's TorchTrainer, on this machine alone without helpers that have nothing to do here.
+    """Ray's TorchTrainer; on this machine alone it listens at loopback and has no needless helpers.
 
     Each actor of Ray Train takes two to three seconds of a core to start and a hundredth of one
     afterwards. One serves Ray's own data sets, which are not used; one gives back what a dead
@@ -242,9 +242,14 @@ def _trainer_class() -> Any:
 
     if not started_here():
         return TorchTrainer
+    from pipelines.rendezvous import Loopback
+
     needless = (DatasetsCallback, PlacementGroupCleanerCallback)
 
     class Lean(TorchTrainer):
+        def __init__(self, *given: Any, **settings: Any) -> None:
+            super().__init__(*given, torch_config=Loopback(), **settings)
+
         def _create_default_callbacks(self) -> list[Any]:
             found = super()._create_default_callbacks()  # type: ignore[misc]
             return [one for one in found if not isinstance(one, needless)]

@@ -43,7 +43,9 @@ def tune_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
 
     Args:
         config: `number` and `values` of the trial.
-        settings: `order` (fields of a StageOrder, of stage two) and `workers`, ranks of the trial.
+        settings: `order` (fields of a StageOrder, of stage two); `workers`, ranks of the trial;
+            `gpu`, whether each has one; `here`, whether all are on this machine; `population`,
+            whether trials go on from each other's checkpoints.
     """
     from ray import tune
 
@@ -84,10 +86,13 @@ def _by_ray_train(config: dict[str, Any], settings: dict[str, Any]) -> None:
     from ray.tune import get_context
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from pipelines.rendezvous import Loopback
+
     order = settings["order"]
     trainer = TorchTrainer(
         trial_rank,
         train_loop_config={"config": config, "settings": settings},
+        torch_config=Loopback() if settings["here"] else None,
         scaling_config=ScalingConfig(
             num_workers=settings["workers"],
             use_gpu=settings["gpu"],

@@ -334,8 +334,8 @@ class Range:
     def __post_init__(self) -> None:
         _require(
             0 < self.low <= 1 <= self.high < float("inf"),
-            "search.space: the factors on the recipe's own value must satisfy 0 < low <= 1 <= "
-            f"high, not low {self.low}, high {self.high}",
+            "the factors on the recipe's own value must satisfy 0 < low <= 1 <= high, not low "
+            f"{self.low}, high {self.high}",
         )
 
 
@@ -681,7 +681,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:  # noqa: C901, PLR0911 (on
         inner = typing.get_args(kind)[1]
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a JSON object, not {value!r}")
-        return {str(k): _parse(inner, v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): _entry(inner, v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -689,3 +689,12 @@ def _parse(kind: Any, value: Any, where: str) -> Any:  # noqa: C901, PLR0911 (on
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{where} must be {kind.__name__}, not {value!r}")
     return value
+
+
+def _entry(kind: Any, value: Any, where: str) -> Any:
+    """A value of an object whose names are the user's: what it refuses names the entry."""
+    try:
+        return _parse(kind, value, where)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if where in text else f"{where}: {text}") from error

@@ -1,11 +1,16 @@
 """Ray started in a process of ours: who can reach it, and who may use it."""
 
+import dataclasses
+import ipaddress
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
+import training_place
 
 OWNER = """
 import ipaddress, json, os, sys
@@ -48,6 +53,44 @@ print("let in", GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, timeo
 def without_token():
     """An environment in which Ray knows of no token."""
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+
+def listening(process):
+    """Addresses at which a process and its descendants wait to be called."""
+    return [
+        ipaddress.ip_address(one.laddr.ip)
+        for each in (process, *process.children(recursive=True))
+        for one in each.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    ]
+
+
+def near(address):
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def test_ranks_on_this_machine_meet_at_loopback(tmp_path):
+    """Neither the store of their group nor what they hand each other is open to another machine."""
+    training_place.write_store(tmp_path)
+    order = tmp_path / "order.json"
+    order.write_text(json.dumps(dataclasses.asdict(training_place.order_of(tmp_path, "two", 2))))
+    tests = Path(__file__).parents[1]
+    paths = [str(tests.parent), str(tests / "unit"), str(tests / "chaos")]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "training_place", str(order)],
+        env=os.environ | {"SDN_CPUS": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said = (json.loads(line) for line in driver.stdout if line.startswith("["))
+        assert any(kind == "step" for kind, _ in said)
+        found = listening(psutil.Process(driver.pid))
+    finally:
+        driver.terminate()
+        driver.communicate(timeout=60)
+    assert [str(one) for one in found if not near(one)] == []
+    assert len(found) > 2, "Ray's own servers were seen"
 
 
 def test_an_embedded_ray_is_reached_from_this_machine_alone_and_asks_for_its_token(tmp_path):

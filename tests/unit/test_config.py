@@ -198,7 +198,11 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("search.minutes", "NaN", "search.minutes must be > 0 or null, not nan"),
         ("search.first_images", "0", r"in \[1, search.images = 320\], not 0"),
         ("search.first_images", "321", r"in \[1, search.images = 320\], not 321"),
-        ("search.space.conv1.low", "0", "satisfy 0 < low <= 1 <= high, not low 0.0, high 10"),
+        (
+            "search.space.conv1.low",
+            "0",
+            "search.space.conv1: the factors .* 0 < low <= 1 <= high, not low 0.0, high 10",
+        ),
         ("search.space.conv1.low", "1.5", "not low 1.5, high 10"),
         ("search.space.conv1.low", "NaN", "not low nan"),
         ("search.space.conv1.high", "0.9", "not low 0.1, high 0.9"),

@@ -16,15 +16,6 @@ SPLITS = {LIGHT: "train", MEDIUM_LIGHT: "test", MEDIUM_DARK: "validation", DARK:
 SPLITS[MEDIUM] = "train"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """Four concepts in five tones: medium-light is tested on, light and medium are trained on."""

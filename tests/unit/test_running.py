@@ -21,14 +21,6 @@ from sdn.training import LossNotFiniteError
 PER_EPOCH = 15
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("running")
@@ -76,9 +68,16 @@ def test_what_is_saved_has_everything(store):
     assert order.place().read(f"{SHEETS}/step-000000015.png") == b"PNG"
 
 
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_a_sheet_takes_one_thread(store):
     """What a sheet computes beside a training takes one thread; the training keeps its own."""
-    torch.set_num_threads(2)
     found = []
 
     def sheet(_):

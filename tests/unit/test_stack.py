@@ -221,16 +221,22 @@ def test_supervisor_fills_nothing_into_a_path(tmp_path):
         config("a ; b")
 
 
-def test_a_port_in_use_is_told_before_anything_starts():
-    """With the option that names another port."""
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            PortError, match=rf"port {port} for Prefect is in use by .*--prefect-port"
-        ):
-            stack_life._check_ports(Plan(ports=Ports(s3=0, mlflow=0, prefect=port)))
+def test_ports_in_use_are_told_before_anything_starts():
+    """All of them, each with the option that names another port."""
+    with socket.socket() as one, socket.socket() as two:
+        ports = []
+        for taken in (one, two):
+            taken.bind((HOST, 0))
+            taken.listen()
+            ports.append(taken.getsockname()[1])
+        mlflow, prefect = ports
+        with pytest.raises(PortError) as refused:
+            stack_life._check_ports(Plan(ports=Ports(s3=0, mlflow=mlflow, prefect=prefect)))
+    said = str(refused.value).splitlines()
+    assert len(said) == 2
+    for line, name, port in zip(said, ("MLflow", "Prefect"), ports, strict=True):
+        assert line.startswith(f"port {port} for {name} is in use by ")
+        assert f"--{name.lower()}-port {port + 1}" in line
 
 
 def test_a_port_of_another_stack_is_told_as_that(monkeypatch):

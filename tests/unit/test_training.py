@@ -59,14 +59,6 @@ def config_of(**changes):
     )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """Folders with 10 training images in two shards, a teacher and a caption encoder."""

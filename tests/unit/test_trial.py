@@ -30,15 +30,6 @@ class Ended(Exception):  # noqa: N818 (what a scheduler raises is no error)
     """A scheduler ends the trial."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """10 training images, a teacher and a caption encoder."""
