@@ -14,7 +14,7 @@ run: $(READY)
 	$(BIN)/sdn run $(RECIPE) $(ARGS)
 
 # Quick tests in two processes, then the others in one; see tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n 2
+PYTEST := $(BIN)/python -m pytest -n 2 --durations=20 --durations-min=5
 
 # Without a fixed share of the slow tests; `make test-all` has them.
 test: check

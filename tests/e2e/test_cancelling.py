@@ -27,7 +27,7 @@ def cluster(request, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cluster", [pytest.param("embedded", marks=pytest.mark.rest), "cluster"], indirect=True
+    "cluster", ["embedded", pytest.param("cluster", marks=pytest.mark.rest)], indirect=True
 )
 def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_path):
     """By the state that the UI's button sets: a last checkpoint, no job, no process left."""

@@ -271,6 +271,7 @@ def test_the_registered_model_is_scored_again(chain):
     assert Path(found["report"]).is_file()
 
 
+@pytest.mark.rest
 def test_a_killed_run_goes_on_where_it_was(chain):
     """SIGKILL in the middle of stage two: no process stays, and the same command resumes it."""
     here, first = chain

@@ -66,6 +66,7 @@ def answer_of(done: subprocess.CompletedProcess[str]):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.rest
 def test_a_run_in_a_bucket(server):
     """Every stage lies in the bucket, though the server was away while one trained; a machine
     without the local copies finds all of it done.

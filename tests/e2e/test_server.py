@@ -64,6 +64,7 @@ def test_a_worker_tunes_evaluates_and_promotes(chain, server):
     assert f"{name} version 1" in data["sdn-promote"]["decision"]
 
 
+@pytest.mark.rest
 def test_a_worker_rolls_back(server, tmp_path):
     """The deployed rollback makes the champion before the champion again, and shows it."""
     schema = server.deployments["sdn-rollback"]["parameter_openapi_schema"]["properties"]

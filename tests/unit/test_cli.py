@@ -118,22 +118,6 @@ def test_impossible_change(change, words, json_too, tmp_path):
     assert not store.exists()
 
 
-def test_dry_run_writes_nothing(tmp_path):
-    """A dry run answers with the resolved config and writes nothing anywhere."""
-    store = tmp_path / "store"
-    done = sdn(
-        *("run", "tiny", "--dry-run", "--json", "--store", store),
-        *("--set", "stage_two.epochs=7", "--set", "data.limit=99"),
-    )
-    assert done.exit_code == 0, done.output
-    config = answer(done)["config"]
-    assert config["name"] == "tiny"
-    assert config["stage_two"]["epochs"] == 7
-    assert config["data"]["limit"] == 99
-    assert not store.exists()
-    assert list((tmp_path / "here").iterdir()) == []
-
-
 def test_dry_run_for_people():
     """Without --json a dry run shows the config and needs no store."""
     done = sdn("run", "tiny", "--dry-run")

@@ -103,15 +103,21 @@ def test_a_killed_measurement_is_a_warning(run, monkeypatch):
 
 @pytest.mark.timeout(240)
 def test_the_command_measures_and_leaves_nothing(tmp_path, monkeypatch):
-    """`sdn run tiny --dry-run --json`: a forecast of each stage, measured, and no store."""
+    """`sdn run tiny --dry-run --json`: the config, a forecast of each stage, measured; no file."""
     monkeypatch.setenv("SDN_CPUS", "2")
     monkeypatch.setattr(forecasting, "_SECONDS", 2.0)
     monkeypatch.setattr(forecasting.forecast, "__defaults__", (None, 2.0))
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
     place = tmp_path / "store"
-    done = CliRunner().invoke(app, ["run", "tiny", "--dry-run", "--json", "--store", str(place)])
+    command = ["run", "tiny", "--dry-run", "--json", "--store", str(place)]
+    done = CliRunner().invoke(app, [*command, "--set", "stage_two.epochs=7"])
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["config"]["name"] == "tiny"
+    assert answer["config"]["stage_two"]["epochs"] == 7
     assert [one["stage"] for one in answer["forecast"]][-1] == "stage_two"
     assert all(one["images_per_s"] > 0 and one["hours"] is None for one in answer["forecast"])
     assert answer["warnings"] == []
     assert not place.exists()
+    assert list(here.iterdir()) == []
