@@ -23,6 +23,7 @@ from sdn.evaluation import (
     Drawn,
     Evaluator,
     baseline_scores,
+    blocks_again,
     class_table,
     drawn_blocks,
     feature_file,
@@ -35,6 +36,7 @@ from sdn.features.rows import Rows
 from sdn.promotion import Decision, decide
 from sdn.reference import open_reference, write_judge, write_reference
 from sdn.sampling import ENCODER, encode_png, open_synthesizer
+from sdn.scores.diversity import caption_diversity
 from sdn.scores.paired import paired_kid, paired_shares
 from sdn.sheets import contact_sheet
 
@@ -150,14 +152,22 @@ def _evaluate(
     kept = ("r_precision_score", "inception_score", "diversity_score")
     scores[REAL] = {name: scores[REAL][name] for name in kept}  # no retrieval of themselves
     scores |= baseline_scores(evaluator, draws)
-    evaluator.close()
     last = list(models)[-1]
+    moved = {
+        name: evaluator.noise_apart(drawn[name], blocks_again(opened[name], draws))
+        for name in models
+        if opened[name].noise
+    }
+    for name, distances in moved.items():
+        scores[name]["caption_diversity_score"] = caption_diversity(distances).as_dict()
+    classes = class_table(draws, drawn[last], drawn[REAL].features, moved.get(last))
+    evaluator.close()
     about = evaluator.reference.about
     result = {
         "scores": scores,
         "floors": about["floors"],
         "figures": {name: two_figures(scores[name]) for name in models},
-        "classes": class_table(draws, drawn[last]),
+        "classes": classes,
         "settings": {
             "protocol": config.evaluation.protocol,
             "images": len(draws),

@@ -19,11 +19,11 @@ from pipelines.registry import (
 )
 from pipelines.report import (
     CHAMPION_SHEET,
-    COLUMNS,
     REPORT,
     SCORES,
     SHEET,
     all_rows,
+    headings,
     how_measured,
     table_rows,
     withheld,
@@ -292,7 +292,7 @@ def model_card(run: Run, stages: dict[str, Done], origin: Origin | None = None) 
     """The version's description: what it is, on what data, how good, under which licence."""
     data, scored = stages["prepare"].result, stages["evaluate"].result
     rows = all_rows(scored, None)
-    columns = [column.heading for column in COLUMNS.values()]
+    columns = headings(rows)
     lines = [
         f"# sdn-{run.config.name}",
         "Text-to-image by Symmetrical Distillation Networks (Yuan & Peng 2018, arXiv:1808.06801): "

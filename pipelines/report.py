@@ -44,6 +44,7 @@ COLUMNS = {
     "precision_score": Column(heading="precision", share=True),
     "recall_score": Column(heading="recall", share=True),
     "diversity_score": Column(heading="diversity"),
+    "caption_diversity_score": Column(heading="diversity, one caption"),
     "pixels/top1_score": Column(heading="top 1, pixels", share=True),
     "pixels/top5_score": Column(heading="top 5, pixels", share=True),
     "pixels/median_rank": Column(heading="median rank"),
@@ -98,9 +99,20 @@ def all_rows(scored: Mapping[str, Any], champion: Mapping[str, Any] | None) -> d
     return rows | rest
 
 
+def _told(rows: Mapping[str, Scores]) -> list[str]:
+    """The scores that a table has columns of: those that any row has."""
+    return [score for score in COLUMNS if any(score in found for found in rows.values())]
+
+
+def headings(rows: Mapping[str, Scores]) -> list[str]:
+    """Of the columns of `table_rows`."""
+    return [COLUMNS[score].heading for score in _told(rows)]
+
+
 def table_rows(rows: Mapping[str, Scores]) -> list[tuple[str, list[str]]]:
     """(row, cells) with intervals, for reports."""
-    return [(name, [cell(found, score) for score in COLUMNS]) for name, found in rows.items()]
+    told = _told(rows)
+    return [(name, [cell(found, score) for score in told]) for name, found in rows.items()]
 
 
 def short_rows(rows: Mapping[str, Scores]) -> list[tuple[str, list[str]]]:
@@ -179,7 +191,7 @@ def write_report(
         result=scored.result,
         how=how_measured(scored.result["settings"]),
         figures=_figures(scored.result, compared),
-        headings=[column.heading for column in COLUMNS.values()],
+        headings=headings(rows),
         rows=table_rows(rows),
         withheld=withheld(rows),
         intervals=_intervals(rows),
@@ -189,6 +201,7 @@ def write_report(
         sheet=_picture(evaluated / SHEET),
         extremes=_extremes(scored.result["extremes"], evaluated / EXTREMES),
         classes=scored.result["classes"],
+        apart=("diversity, real", "diversity, one caption"),
         curves={name: _curves_png(name, place) for name, place in parts.curves.items()},
         lineage={name: (done.key, done.folder) for name, done in parts.stages.items()},
         data=parts.stages["prepare"].result,

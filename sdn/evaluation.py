@@ -23,7 +23,7 @@ from sdn.judge import open_judge
 from sdn.metrics import blurred, pixel_features, probe_accuracy
 from sdn.reference import JUDGE, about_network, open_reference
 from sdn.sampling import ENCODER, Synthesizer
-from sdn.scores.diversity import diversity
+from sdn.scores.diversity import apart, diversity
 from sdn.scores.inception import InceptionScore
 from sdn.scores.matching import found_captions, mismatched, r_precision
 from sdn.scores.retrieval import retrieval_scores, true_image_ranks
@@ -179,6 +179,21 @@ class Evaluator:
                 scores[f"{space}/{score}"] = value.as_dict()
         return Drawn(scores=scores, features=rows, found=found, ranks=ranks)
 
+    def noise_apart(self, drawn: Drawn, again: Iterator[Tensor]) -> Tensor:
+        """How far noise alone moves an image.
+
+        Args:
+            drawn: the set of a model.
+            again: (B, 3, H, W) uint8, its images of the independent draws with other noise.
+
+        Returns:
+            (N,) float64 distance of the two images of each independent draw, in the features.
+        """
+        with RowWriter(self.folder / ".features-again") as writer:
+            for block in again:
+                writer.write(self.network(block)[0])
+        return apart(drawn.features.pick(self.independent), writer.rows())
+
     def captions_found(self, rows: Rows) -> Tensor | None:
         """See `Drawn.found`."""
         if self.chosen is None:
@@ -200,7 +215,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Delete what no later stage reads."""
-        for name in (".gallery-features", ".gallery-pixels", ".pixels"):
+        for name in (".gallery-features", ".gallery-pixels", ".pixels", ".features-again"):
             (self.folder / name).unlink(missing_ok=True)
 
 
@@ -244,6 +259,13 @@ def drawn_blocks(model: Synthesizer, draws: Draws) -> Iterator[Tensor]:
     """(B, 3, H, W) uint8 pixels of the draws, block by block."""
     for start in range(0, len(draws), _BATCH):
         yield model.of_data(draws.captions[start : start + _BATCH], seed=draws.seed)
+
+
+def blocks_again(model: Synthesizer, draws: Draws) -> Iterator[Tensor]:
+    """As `drawn_blocks`, of the independent draws alone and with other noise."""
+    captions = [draws.captions[n] for n in draws.independent()]
+    for start in range(0, len(captions), _BATCH):
+        yield model.of_data(captions[start : start + _BATCH], seed=draws.seed + 1)
 
 
 def pictures(model: Synthesizer, draws: Draws, numbers: list[int]) -> Tensor:
@@ -297,25 +319,47 @@ def _retrieval_of(evaluator: Evaluator, blocks: Iterator[Tensor]) -> SetScores:
     return {f"pixels/{k}": v.as_dict() for k, v in retrieval_scores(ranks).items()}
 
 
-def class_table(draws: Draws, drawn: Drawn, most: int = 200) -> dict[str, list[dict[str, Any]]]:
-    """Label name -> a row a class with its count and mean scores, for labels of few classes."""
-    tables = {}
+def class_table(
+    draws: Draws,
+    drawn: Drawn,
+    real: Rows | None = None,
+    moved: Tensor | None = None,
+    most: int = 200,
+) -> dict[str, list[dict[str, Any]]]:
+    """Label name -> a row a class with its count and mean scores, for labels of few classes.
+
+    Args:
+        draws: the draws.
+        drawn: the set of a model.
+        real: features of the draws' true images, for how far those of a class lie apart.
+        moved: how far noise alone moves the model's images, see `Evaluator.noise_apart`.
+        most: classes of a label.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {}
+    independent = draws.independent()
+    position = {number: place for place, number in enumerate(independent)}
     names = {name for row in draws.truth for name in draws.labels[row]}
     for name in sorted(names):
         classes: dict[str, list[int]] = {}
         for number, row in enumerate(draws.truth):
             classes.setdefault(draws.labels[row].get(name, ""), []).append(number)
         if 1 < len(classes) <= most:
-            tables[name] = [
-                {
+            tables[name] = []
+            for kind, numbers in sorted(classes.items(), key=lambda item: -len(item[1])):
+                line: dict[str, Any] = {
                     "class": kind,
                     "images": len(numbers),
                     "caption match": None if drawn.found is None else _mean(drawn.found, numbers),
                     "top 1": _mean(drawn.ranks["pixels"] == 1, numbers),
                     "top 5": _mean(drawn.ranks["pixels"] <= 5, numbers),
                 }
-                for kind, numbers in sorted(classes.items(), key=lambda item: -len(item[1]))
-            ]
+                single = [number for number in numbers if number in position]
+                if real is not None:
+                    line["diversity, real"] = diversity(real.pick(single)).value
+                if moved is not None:
+                    of_class = [position[number] for number in single]
+                    line["diversity, one caption"] = _mean(moved, of_class)
+                tables[name].append(line)
     return tables
 
 

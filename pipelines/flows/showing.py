@@ -161,10 +161,10 @@ def show_scores(
         sheet: the contact sheet, PNG.
         page: address of the report.
     """
-    from pipelines.report import COLUMNS, REPORT, table_rows
+    from pipelines.report import REPORT, headings, table_rows
 
     picture = base64.b64encode(sheet.read_bytes()).decode()
-    columns = [column.heading for column in COLUMNS.values()]
+    columns = headings(rows)
     lines = [
         f"# {title}",
         verdict,

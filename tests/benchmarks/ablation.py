@@ -87,6 +87,7 @@ def told(found: list[dict[str, object]]) -> list[str]:
         "top 1": "pixels/top1_score",
         "top 5": "pixels/top5_score",
         "diversity": "diversity_score",
+        "one caption": "caption_diversity_score",
     }
     lines = [
         "| arm | seeds | " + " | ".join(columns) + " | seconds |",

@@ -15,15 +15,6 @@ from sdn.scores.score import normal_interval
 LEVEL = 0.025
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def paired(gain, p, needed=None, error=0.005):
     return Paired(
         gain=normal_interval(gain, error, 200, "test"), error=error, p_value=p, needed=needed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -13,13 +14,14 @@ from evaluated import config_of, make_evaluator, make_inputs, make_places
 from sdn.baselines import TONES
 from sdn.caption_fitting import fit_captions
 from sdn.captions import new_encoder, open_encoder, save_encoder
-from sdn.config import CaptionConfig
+from sdn.config import CaptionConfig, StudentConfig
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
 from sdn.draws import plan_draws
 from sdn.evaluation import (
     UNTRAINED,
     baseline_scores,
+    blocks_again,
     class_table,
     drawn_blocks,
     feature_file,
@@ -46,15 +48,6 @@ MARKUP = (
     "<b>%s %d</b>",
     "a",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plain(train=9, validation=4, test=5):
@@ -224,6 +217,31 @@ def test_class_table(whole):
     )
     assert rows["odd"]["caption match"] == pytest.approx(float(model.found[odd].mean()))
     assert class_table(evaluator.draws, model, most=1) == {}
+    json.dumps(tables, allow_nan=False)
+
+
+def test_noise_moves_the_images_of_a_model_that_has_some(whole):
+    """One distance for each independent draw, 0 without noise; classes have means of theirs."""
+    evaluator, model, real, _ = whole
+    config = config_of()
+    still = evaluator.noise_apart(model, blocks_again(untrained(config), evaluator.draws))
+    assert still.tolist() == pytest.approx([0.0] * len(evaluator.independent), abs=1e-5)
+
+    noisy = untrained(dataclasses.replace(config, student=StudentConfig(init="he", noise=4)))
+    drawn = evaluator.score("noisy", drawn_blocks(noisy, evaluator.draws))
+    moved = evaluator.noise_apart(drawn, blocks_again(noisy, evaluator.draws))
+    assert len(moved) == len(evaluator.independent)
+    assert bool((moved > 0).all())
+
+    tables = class_table(evaluator.draws, drawn, real.features, moved)
+    for line in tables["parity"]:
+        chosen = [
+            place
+            for place, n in enumerate(evaluator.independent)
+            if evaluator.draws.labels[evaluator.draws.truth[n]]["parity"] == line["class"]
+        ]
+        assert line["diversity, one caption"] == pytest.approx(float(moved[chosen].mean()))
+        assert line["diversity, real"] > 0
     json.dumps(tables, allow_nan=False)
 
 

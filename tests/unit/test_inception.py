@@ -12,15 +12,6 @@ from torch.nn import functional
 from sdn.features.inception import NETWORK, Inception, _pool, open_inception, resized
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def lively(network):
     """Random weights under which a signal reaches the end."""
     random = torch.Generator().manual_seed(0)

@@ -26,15 +26,6 @@ COLOURS = ("red", "green", "blue", "white", "black", "brown")
 THINGS = ("bird", "flower", "house", "wheel", "bottle", "face", "tree", "boat")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def toy(n, seed=0, constant=0):
     """Captions of two words, and features that hold both, some noise and constants."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,15 +13,6 @@ from sdn.scores.kernel import kid
 from sdn.scores.paired import FLIPS, _of_parts, paired_kid, paired_shares
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def normal(n, dim=6, seed=0, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, dim, generator=generator) + shift

@@ -26,15 +26,6 @@ from sdn.reference import (
 from sdn.scores.kernel import kid
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def records(train=20, validation=6, test=11):
     names = ["train"] * train + ["validation"] * validation + ["test"] * test
     return [tiny_data.record(n, split) for n, split in enumerate(names)]

@@ -18,7 +18,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from sdn.features.rows import HeldRows, RowWriter
 from sdn.scores import inception
-from sdn.scores.diversity import diversity
+from sdn.scores.diversity import apart, caption_diversity, diversity
 from sdn.scores.frechet import fid, moments
 from sdn.scores.inception import InceptionScore
 from sdn.scores.kernel import kid
@@ -27,15 +27,6 @@ from sdn.scores.matching import found_captions, mismatched, r_precision
 from sdn.scores.retrieval import retrieval_scores, true_image_ranks
 from sdn.scores.score import Score, of_share, wilson
 from sdn.scores.sets import score_sets
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def normal(n, dim=6, seed=0, shift=0.0, scale=1.0):
@@ -380,6 +371,19 @@ def test_diversity_is_the_mean_distance():
     assert diversity(HeldRows(rows[:1].repeat(9, 1))).value == 0
     assert diversity(HeldRows(rows[:5])).value > 0
     assert "at least 4 images, not 3" in diversity(HeldRows(rows[:3])).withheld
+
+
+def test_diversity_of_one_caption_is_the_mean_distance_of_its_two_images():
+    """Row by row, over more rows than are read at a time."""
+    one, other = normal(1100), normal(1100).flip(0)
+    distances = apart(HeldRows(one), HeldRows(other))
+    expected = (one.double() - other.double()).square().sum(1).sqrt()
+    torch.testing.assert_close(distances, expected)
+    found = caption_diversity(distances)
+    assert found.value == pytest.approx(float(expected.mean()))
+    assert found.low < found.value < found.high
+    assert caption_diversity(torch.zeros(9)).value == 0
+    assert "at least 2 captions, not 1" in caption_diversity(distances[:1]).withheld
 
 
 def test_diversity_pairs_share_no_image():

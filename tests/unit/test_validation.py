@@ -25,15 +25,6 @@ TRAIN, HELD = 24, 12
 KINDS = ("kid", "retrieval")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def orange(number):
     """A PNG of a tone of orange and a little noise, each image another: soon learned."""
     random = np.random.default_rng(number)
