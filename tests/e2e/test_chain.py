@@ -274,13 +274,15 @@ def test_the_registered_model_is_scored_again(chain):
 @pytest.mark.rest
 def test_a_killed_run_goes_on_where_it_was(chain):
     """SIGKILL in the middle of stage two: no process stays, and the same command resumes it."""
-    here, first = chain
+    here, _ = chain
+    trainings = here.store / "training"
+    known = {*trainings.iterdir()}  # those of other tests, too
     changes = ["--set", "search.trials=0", "--set", "stage_two.epochs=24"]
     command = [COMMAND, "run", "tiny", "--store", str(here.store), *changes]
     with subprocess.Popen(
         command, env=here.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        place, before = wait_for_points(here.store, first, process, step=60)
+        place, before = wait_for_points(trainings, known, process, step=60)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=20)
@@ -320,14 +322,13 @@ def test_a_loss_that_is_not_finite_is_not_run_into_again(chain):
     assert len(attempts_of(LocalFolder(failed.parent))) == before
 
 
-def wait_for_points(store: Path, first, process: subprocess.Popen, step: int):
+def wait_for_points(trainings: Path, known: set[Path], process: subprocess.Popen, step: int):
     """Place of the new stage two, and its newest point, once that has passed `step`."""
-    known = Path(first["stages"]["stage_two"]["folder"]).name
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
-        for path in (store / "training").glob("stage_two-*"):
-            points = spooled_points(LocalFolder(path)) if path.name != known else []
+        for path in {*trainings.glob("stage_two-*")} - known:
+            points = spooled_points(LocalFolder(path))
             if points and points[-1]["step"] >= step:
                 return LocalFolder(path), points[-1]["step"]
         time.sleep(0.2)
