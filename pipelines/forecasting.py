@@ -32,7 +32,7 @@ _LONG_H = 24 * 14
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What one stage would take."""
+    """What one stage would take; a search, at most."""
 
     stage: str
     images_per_s: float
@@ -100,6 +100,8 @@ def forecast(
             )
             continue
         found.append(_forecast(stage, part, measured, workers, samples))
+        if stage == "stage_two" and run.config.search.trials > 1:
+            found.insert(-1, _search(found[-1], run, samples))
     return found, warnings + _warnings(found, limits, run.config)
 
 
@@ -148,6 +150,34 @@ def _forecast(
         kept_gib=size * (getattr(part, "keep", 2) + 2),
         measured_batch=measured.batch,
         precision=measured.precision,
+    )
+
+
+def _search(two: Forecast, run: Run, samples: int | None) -> Forecast:
+    """What the search would take if no trial is stopped, at the rate of stage two.
+
+    A trial on a core of its own is about as fast as its share of stage two on all cores.
+    """
+    search = run.config.search
+    at_once = max(1, min(search.trials, cores(run.settings) // search.workers))
+    # At full length: the recipe's own values, and the best of the others.
+    long = 1 + search.reruns if search.reruns else 0
+    trials = search.trials * search.images
+    hours = trials / two.images_per_s / 3600
+    if search.minutes is not None:
+        hours = min(hours, search.minutes / 60)
+    images = None
+    if samples is not None:
+        more = round(long * run.config.stage_two.epochs * samples)
+        images, hours = trials + more, hours + more / two.images_per_s / 3600
+    return dataclasses.replace(
+        two,
+        stage="search",
+        images=images,
+        hours=None if images is None else hours,
+        workers=search.workers,
+        memory_gib=two.memory_gib * at_once,
+        kept_gib=two.checkpoint_gib * search.trials + two.kept_gib * long,
     )
 
 

@@ -61,7 +61,7 @@ class RunSpec:
             settings = settings.model_copy(update={"store": self.store})
         changes = self.overrides
         if self.weights_from:
-            changes = found_changes(self.weights_from, settings) | changes
+            changes = found_changes(self.weights_from, self.recipe, settings) | changes
         config = with_overrides(recipe(self.recipe), changes)
         if config.search.trials > 1:
             check_space(config)

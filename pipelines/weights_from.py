@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -13,23 +14,26 @@ from pipelines.store import DONE, open_store
 if TYPE_CHECKING:
     from pipelines.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = "weights.json"
 SEARCH_TAG = "sdn.search"
 """Of a pipeline's run in MLflow: the run of its search."""
 
 
-def found_changes(where: str, settings: Settings) -> dict[str, str]:
+def found_changes(where: str, recipe: str, settings: Settings) -> dict[str, str]:
     """Changes of a config that bring the values that a search has found, and search no more.
 
     Args:
         where: the id of an MLflow run (of the whole pipeline or of its search), the name of a
             stage of the store (`search-0123456789abcdef`), or a `weights.json` or its folder.
+        recipe: which is to be changed; that another one was searched is logged.
         settings: where store and MLflow are.
 
     Raises:
         ValueError: nothing of this name, or it holds no weights.
     """
-    return _changes(_read(where, settings), where)
+    return _changes(_read(where, settings), where, recipe)
 
 
 def _read(where: str, settings: Settings) -> bytes:
@@ -76,12 +80,21 @@ def _of_mlflow(run: str, settings: Settings) -> bytes:
         ) from error
 
 
-def _changes(content: bytes, where: str) -> dict[str, str]:
+def _changes(content: bytes, where: str, recipe: str) -> dict[str, str]:
     try:
-        changes: dict[str, Any] = dict(json.loads(content)["changes"])
+        found = json.loads(content)
+        changes: dict[str, Any] = dict(found["changes"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"--weights-from {where}: expected a {WEIGHTS} as a search writes it, an object with "
             f"`changes`; this is damaged or another file ({type(error).__name__}: {error})"
         ) from error
+    if (searched := found.get("recipe", recipe)) != recipe:
+        logger.warning(
+            "the weights of %s were searched on the recipe %s, not on %s: nothing says that they "
+            "are better here; a search of this recipe's own does",
+            where,
+            searched,
+            recipe,
+        )
     return {key: json.dumps(value) for key, value in changes.items()} | {"search.trials": "0"}

@@ -13,6 +13,7 @@ from pipelines.cli import app
 from pipelines.forecasting import Limits, forecast
 from pipelines.run import RunSpec
 from sdn.checkpoint import STATE
+from sdn.config import with_overrides
 from sdn.forecast import checkpoint_bytes, measure
 from sdn.recipes import recipe
 from sdn.running import run_recorded
@@ -78,14 +79,38 @@ def test_hours_follow_from_images_and_rate(run):
     assert (two.workers, two.images_per_s, two.images) == (2, 200.0, 12 * 3600)
     assert two.hours == pytest.approx(12 * 3600 / 200 / 3600)
     assert (two.memory_gib, two.checkpoint_gib, two.kept_gib) == (4.0, 1.0, 4.0)
-    assert [one.stage for one in found] == ["teacher", "captions", "stage_one", "stage_two"]
+    stages = ["teacher", "captions", "stage_one", "search", "stage_two"]
+    assert [one.stage for one in found] == (
+        stages if run.config.search.trials > 1 else [one for one in stages if one != "search"]
+    )
+
+
+def test_a_search_is_forecast_with_every_trial_to_its_end(run):
+    """Trials, and the own values and the best ones at full length; its time limit is for trials."""
+    config = with_overrides(
+        run.config,
+        {"search.trials": "10", "search.images": "7200", "search.reruns": "2"},
+    )
+    object.__setattr__(run, "config", config)
+    found, _ = forecast(run, lambda text: None, PLENTY)
+    search = next(one for one in found if one.stage == "search")
+    assert search.images == 10 * 7200 + 3 * 12 * 3600
+    assert search.hours == pytest.approx(search.images / 200 / 3600)
+    assert (search.memory_gib, search.kept_gib) == (8.0, 10 * 1.0 + 3 * 4.0)
+    object.__setattr__(run, "config", with_overrides(config, {"search.minutes": "3"}))
+    found, _ = forecast(run, lambda text: None, PLENTY)
+    search = next(one for one in found if one.stage == "search")
+    assert search.hours == pytest.approx(3 / 60 + 3 * 12 * 3600 / 200 / 3600)
+    object.__setattr__(run, "config", with_overrides(config, {"search.trials": "1"}))
+    found, _ = forecast(run, lambda text: None, PLENTY)
+    assert "search" not in [one.stage for one in found]
 
 
 def test_what_does_not_fit_is_warned_of_with_what_to_change(run):
     """Memory, disk and days, each with the settings that would help."""
     _, warnings = forecast(run, lambda text: None, Limits(memory_gib=3.0, disk_gib=10.0))
     assert any("stage_two needs 4.0 GiB" in text and "accumulate" in text for text in warnings)
-    assert any("16.0 GiB, the store's disk has 10.0 free" in text for text in warnings)
+    assert any("18.0 GiB, the store's disk has 10.0 free" in text for text in warnings)
     long = dataclasses.replace(run.config.stage_two, epochs=10**5)
     object.__setattr__(run, "config", dataclasses.replace(run.config, stage_two=long))
     _, warnings = forecast(run, lambda text: None, PLENTY)

@@ -80,20 +80,32 @@ def test_weights_of_a_file_or_its_folder(tmp_path, settings, folder):
     """A weights.json is taken, and the one in a folder."""
     path = tmp_path / WEIGHTS
     path.write_text(TINY)
-    check_config(found_changes(str(tmp_path if folder else path), settings))
+    check_config(found_changes(str(tmp_path if folder else path), "tiny", settings))
+
+
+def test_weights_of_another_recipe_are_taken_with_a_word(tmp_path, settings, caplog):
+    """They may be better there too, but nobody has looked; of the same recipe nothing is said."""
+    path = tmp_path / WEIGHTS
+    path.write_text(TINY)
+    changes = found_changes(str(path), "tiny", settings)
+    assert caplog.text == ""
+    assert found_changes(str(path), "openmoji", settings) == changes
+    assert "searched on the recipe tiny, not on openmoji" in caplog.text
 
 
 def test_weights_of_a_search_of_the_store(settings):
     """The name of a finished search of the store is enough; so is its path."""
     folder = publish(settings, TINY)
-    check_config(found_changes(STAGE, settings))
-    check_config(found_changes(str(folder), settings))
+    check_config(found_changes(STAGE, "tiny", settings))
+    check_config(found_changes(str(folder), "tiny", settings))
 
 
 def test_the_folder_as_the_terminal_names_it(settings):
     """`stages/search-...` is the same search."""
     publish(settings, TINY)
-    assert found_changes(f"stages/{STAGE}", settings) == found_changes(STAGE, settings)
+    assert found_changes(f"stages/{STAGE}", "tiny", settings) == found_changes(
+        STAGE, "tiny", settings
+    )
 
 
 def test_another_file_is_no_weights(tmp_path, settings):
@@ -101,14 +113,14 @@ def test_another_file_is_no_weights(tmp_path, settings):
     path = tmp_path / "done.json"
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"done\.json: expected a weights\.json .*`changes`"):
-        found_changes(str(path), settings)
+        found_changes(str(path), "tiny", settings)
 
 
 def test_weights_of_a_run_of_mlflow(tmp_path, settings):
     """The run of the search is taken, and the run of the whole pipeline leads to it."""
     _, parent, search = track(settings, tmp_path, TINY)
     for run in (search, parent):
-        check_config(found_changes(run, settings))
+        check_config(found_changes(run, "tiny", settings))
 
 
 def test_mlflow_has_no_such_run_or_search(tmp_path, settings):
@@ -116,10 +128,10 @@ def test_mlflow_has_no_such_run_or_search(tmp_path, settings):
     tracker, parent, search = track(settings, tmp_path, None)
     for run in (parent, search, "0" * 32):
         with pytest.raises(ValueError, match=f"--weights-from {run}: MLflow .* no weights.json"):
-            found_changes(run, settings)
+            found_changes(run, "tiny", settings)
     other = tracker.run("other", "another key")
     with pytest.raises(ValueError, match=f"--weights-from {other}: .* has no search"):
-        found_changes(other, settings)
+        found_changes(other, "tiny", settings)
 
 
 @pytest.mark.parametrize("error", [ConnectionError(), ConnectionError("refused"), TimeoutError()])
@@ -132,7 +144,7 @@ def test_mlflow_does_not_answer(monkeypatch, settings, error):
 
     monkeypatch.setattr("pipelines.tracking.client", lambda settings: Gone())
     with pytest.raises(ValueError, match=f"--weights-from {'a' * 32}: MLflow at .*mlflow.db"):
-        found_changes("a" * 32, settings)
+        found_changes("a" * 32, "tiny", settings)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +154,7 @@ def test_a_name_that_is_nothing(tmp_path, monkeypatch, settings, where):
     """The error says what came and what could have been given."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="expected the id of an MLflow run, a search") as caught:
-        found_changes(where, settings)
+        found_changes(where, "tiny", settings)
     assert where in str(caught.value)
     assert "search-0123456789abcdef" in str(caught.value)
     assert WEIGHTS in str(caught.value)
@@ -151,24 +163,24 @@ def test_a_name_that_is_nothing(tmp_path, monkeypatch, settings, where):
 def test_a_folder_without_weights(tmp_path, settings):
     """A folder that has none is refused as a name that is nothing."""
     with pytest.raises(ValueError, match="expected the id of an MLflow run"):
-        found_changes(str(tmp_path), settings)
+        found_changes(str(tmp_path), "tiny", settings)
 
 
 def test_a_search_that_is_not_finished(settings):
     """A search that the store does not have, or has begun only, is not read."""
     with pytest.raises(ValueError, match=r"store has no such finished search"):
-        found_changes(STAGE, settings)
+        found_changes(STAGE, "tiny", settings)
     folder = publish(settings, TINY)
     (folder / "done.json").unlink()
     with pytest.raises(ValueError, match=r"store has no such finished search"):
-        found_changes(STAGE, settings)
+        found_changes(STAGE, "tiny", settings)
 
 
 def test_a_search_that_compared_nothing(settings):
     """A search of fewer than two trials has no weights to give."""
     publish(settings, None)
     with pytest.raises(ValueError, match=f"--weights-from {STAGE}: that search had nothing"):
-        found_changes(STAGE, settings)
+        found_changes(STAGE, "tiny", settings)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +197,7 @@ def test_damaged_weights(tmp_path, settings, text, place):
         publish(settings, text)
     told = f"--weights-from .*: expected a {WEIGHTS} .* is damaged"
     with pytest.raises(ValueError, match=told) as caught:
-        found_changes(where, settings)
+        found_changes(where, "tiny", settings)
     assert where in str(caught.value)
 
 
