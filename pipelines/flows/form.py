@@ -54,7 +54,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "search_trials": ("search.trials",),
     "search_minutes": ("search.minutes",),
     "protocol": ("evaluation.protocol",),
-    "seed": ("stage_one.seed", "stage_two.seed"),
+    "seed": ("stage_one.seed", "stage_two.seed", "stage_three.seed"),
     "workers": ("workers",),
 }
 """Field of a form -> the keys of the config that it sets."""

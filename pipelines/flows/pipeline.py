@@ -57,7 +57,7 @@ def pipeline(
             says.
         protocol: Which captions are scored: one of each test image, every caption once (authors),
             or 30,000 as in the GAN papers. Scores of different protocols cannot be compared.
-        seed: Initial weights and order of the images in both stages. 0: as the recipe says.
+        seed: Initial weights and order of the images in all stages. 0: as the recipe says.
         workers: Training processes of each stage, a divisor of 48. 0: as the recipe says.
         store: Folder or s3://bucket/prefix for all results. Empty: the configured one.
         weights_from: Take the weights that an earlier search found, and search no more: an MLflow

@@ -60,7 +60,7 @@ def tune(
         search_trials: Trials in all, at least 2.
         search_minutes: Time for the short trials; when it is over the running ones are stopped.
             0: as the recipe says.
-        seed: Initial weights and order of the images in both stages. 0: as the recipe says.
+        seed: Initial weights and order of the images in all stages. 0: as the recipe says.
         workers: Training processes of each stage, a divisor of 48. 0: as the recipe says.
         store: Folder or s3://bucket/prefix for all results. Empty: the configured one.
         changes: Everything else, each key=value, such as search.images=9600 or search.scheduler=pbt
