@@ -193,6 +193,7 @@ def test_another_stack_does_not_take_the_ports(stack, tmp_path):
     assert "runs with other ports or parts: `sdn down` first" in free.up(ok=1)
 
 
+@pytest.mark.rest
 def test_a_killed_part_is_started_again_with_its_data(stack):
     """`kill -9` of each one after another: it comes back, and what was written is there."""
     stack.s3().put_object(Bucket="sdn", Key="probe", Body=b"kept")

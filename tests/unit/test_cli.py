@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from pipelines import forecasting
 from pipelines.cli import app
+from sdn.forecast import Measured
 from sdn.recipes import RECIPES
 
 
@@ -118,11 +120,22 @@ def test_impossible_change(change, words, json_too, tmp_path):
     assert not store.exists()
 
 
-def test_dry_run_for_people():
-    """Without --json a dry run shows the config and needs no store."""
+def test_dry_run_for_people(monkeypatch):
+    """Without --json a dry run shows the config and each stage's row, and needs no store."""
+    made = Measured(
+        images_per_s=10.0,
+        batch=16,
+        memory_gib=1.0,
+        parameters=10**6,
+        checkpoint_bytes=2**20,
+        precision="float32",
+    )
+    monkeypatch.setattr(forecasting, "_measured", lambda *_: made)
     done = sdn("run", "tiny", "--dry-run")
     assert done.exit_code == 0, done.output
     assert "vgg11" in done.output
+    for stage in ("teacher", "captions", "stage", "search"):  # the others are wrapped
+        assert f"│ {stage} " in done.output
 
 
 def test_run_with_a_store_that_cannot_be_written(tmp_path):
