@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -34,7 +35,6 @@ from pipelines.terminal import (
 
 app = typer.Typer(
     name="sdn",
-    help="Text-to-image by Symmetrical Distillation Networks: train, evaluate, register, generate.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -55,6 +55,25 @@ app.command()(reconcile)
 app.command()(notify)
 app.add_typer(data_commands.data)
 app.add_typer(serve)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"sdn {metadata.version('sdn')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Text-to-image by Symmetrical Distillation Networks: train, evaluate, register, generate."""
 
 
 @app.command()

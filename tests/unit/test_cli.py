@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -118,6 +119,12 @@ def test_impossible_change(change, words, json_too, tmp_path):
     store = tmp_path / "store"
     refused(sdn("run", "tiny", "--store", store, "--set", change, *json_too), *words)
     assert not store.exists()
+
+
+def test_the_version_is_that_of_the_installed_package():
+    """One line, by which a report of an error can say what it is about."""
+    done = sdn("--version")
+    assert (done.exit_code, done.output) == (0, f"sdn {metadata.version('sdn')}\n")
 
 
 def test_dry_run_for_people(monkeypatch):
