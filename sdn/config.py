@@ -307,6 +307,10 @@ class AdversarialConfig(StageConfig):
 class StudentConfig:
     """The generator's start; its shape is the reflection of the teacher's."""
 
+    width: float = 1.0
+    """Factor on the teacher's numbers of channels, in (0, 1]; 1, as in the paper, mirrors them.
+    A narrower student is smaller and faster than its teacher; stage one compares each of its
+    channels with the mean of a group of the teacher's."""
     init: Literal["release", "he", "identity"] = "release"
     """release: conv N(0, 0.02), linear N(0, 0.1). he: N(0, sqrt(2 / fan_in)), for narrow students,
     whose signal the release's deviations let die out on the way up. identity: as he, but a
@@ -319,6 +323,7 @@ class StudentConfig:
     convolution too, as a scale and a shift of its sums."""
 
     def __post_init__(self) -> None:
+        _require(0 < self.width <= 1, f"student.width must be in (0, 1], not {self.width}")
         _require(self.noise >= 0, f"student.noise must be >= 0, not {self.noise}")
 
 

@@ -102,11 +102,12 @@ def keys_of(data: DataSet | Files | Path, split: str) -> Iterator[str]:
 
 def new_student(config: RunConfig) -> Student:
     """The untrained student of a run."""
+    width = config.teacher.width * config.student.width
     return Student(
-        blocks_of(config.teacher.arch, config.teacher.width),
+        blocks_of(config.teacher.arch, width),
         resolution=config.data.resolution,
         text_dim=config.captions.dim,
-        width=config.teacher.width,
+        width=width,
         noise=config.student.noise,
         condition=config.student.condition,
         init=config.student.init,
@@ -277,7 +278,7 @@ def write_model(
             "blocks": [list(block) for block in student.blocks],
             "resolution": config.data.resolution,
             "text_dim": config.captions.dim,
-            "width": config.teacher.width,
+            "width": config.teacher.width * config.student.width,
             "noise": student.noise,
             "condition": student.condition,
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch.nn import functional
 
 from sdn.losses import tap_losses, wanted_taps
 
@@ -39,7 +40,7 @@ def stage_one_losses(
 
     Args:
         student: (text embedding, wanted taps) -> its taps; may be wrapped for distributed
-            training.
+            training, and narrower than the teacher (`as_wide_as`).
         teacher: frozen.
         text: (B, D).
         image: (B, 3, H, W), RGB, in [-1, 1].
@@ -53,7 +54,34 @@ def stage_one_losses(
     wanted = wanted_taps(teacher.names, weights)
     with torch.no_grad():
         real = teacher(image, wanted)
-    return tap_losses(student(text, wanted), real, weights, scales, kind)
+    made = student(text, wanted)
+    with torch.no_grad():
+        real = as_wide_as(made, real)
+    return tap_losses(made, real, weights, scales, kind)
+
+
+def as_wide_as(student: Taps, teacher: Taps) -> Taps:
+    """The teacher's taps with as many channels as the student's: means of groups of neighbours.
+
+    Departs from the paper where `student.width` is below 1; else the taps are returned as they are.
+    Means rather than a learned map of channels: the mean activation, by which `scales_of` divides,
+    stays, and so does that no tap is negative.
+
+    Args:
+        student: tap name -> (B, C_l, H_l, W_l).
+        teacher: tap name -> (B, D_l, H_l, W_l).
+
+    Returns:
+        tap name -> (B, min(C_l, D_l), H_l, W_l); those that the student lacks as they are.
+    """
+    found = {}
+    for name, tap in teacher.items():
+        channels = student[name].shape[1] if name in student else tap.shape[1]
+        found[name] = tap
+        if channels < tap.shape[1]:
+            size = (channels, *tap.shape[2:])
+            found[name] = functional.adaptive_avg_pool3d(tap.unsqueeze(1), size).squeeze(1)
+    return found
 
 
 def stage_two_losses(

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 AS_RECIPE: Literal["as the recipe says"] = "as the recipe says"
 
-RecipeName = Literal["openmoji", "tiny", "folder", "cub", "release-cub", "flowers"]
+RecipeName = Literal[
+    "openmoji", "tiny", "folder", "cub", "release-cub", "flowers", "cub64", "flowers64"
+]
 SourceName = Literal[
     "as the recipe says",
     "coco",

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sdn.captions import new_encoder
-from sdn.config import CaptionConfig
+from sdn.captions import new_encoder, save_encoder
+from sdn.config import CaptionConfig, DataConfig, RunConfig, StudentConfig, TeacherConfig
 from sdn.sampling import (
     ENCODER,
     STUDENT,
@@ -23,6 +23,7 @@ from sdn.sampling import (
     open_synthesizer,
     save_synthesizer,
 )
+from sdn.stage_run import new_student, write_model
 from sdn.student import Student
 from sdn.taps import blocks_of
 from sdn.tensor_files import read_tensors, write_tensors
@@ -59,6 +60,26 @@ def test_pixels():
     assert found.dtype == torch.uint8
     assert not torch.equal(found[0], found[1])
     assert len(found.unique()) > 2
+
+
+def test_a_model_narrower_than_its_teacher_is_read_back(tmp_path):
+    """The folder says how wide the student is; it draws what the student drew that was written."""
+    config = RunConfig(
+        name="narrow",
+        data=DataConfig(resolution=32),
+        teacher=TeacherConfig(arch="vgg11", width=0.1),
+        student=StudentConfig(init="he", width=0.5),
+        captions=CaptionConfig(dim=8, width=8, max_chars=40),
+    )
+    for name in ("captions", "model"):
+        (tmp_path / name).mkdir()
+    save_encoder(new_encoder(config.captions), tmp_path / "captions" / ENCODER)
+    student = new_student(config)
+    write_model(tmp_path / "model", config, tmp_path / "captions", student.state_dict())
+    opened = open_synthesizer(tmp_path / "model")
+    assert opened.student.blocks == blocks_of("vgg11", WIDTH)
+    given = Synthesizer(encoder=opened.encoder, student=student.eval(), resolution=32, max_chars=40)
+    assert torch.equal(opened(CAPTIONS), given(CAPTIONS))
 
 
 def test_save_and_open_give_identical_pixels(tmp_path):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sdn.config import LossWeights, StageConfig
+from sdn.config import LossWeights, StageConfig, StudentConfig
 from sdn.recipes import recipe
-from sdn.stages import STAGES, scales_of, stage_one_losses, stage_two_losses
+from sdn.stage_run import new_student
+from sdn.stages import STAGES, as_wide_as, scales_of, stage_one_losses, stage_two_losses
 from sdn.student import Student
 from sdn.taps import blocks_of
 from sdn.teacher import Teacher, empty_teacher
@@ -342,3 +343,33 @@ def test_relative_scale_makes_terms_independent_of_the_activations_unit(stage):
     )
     for name, loss in relative.items():
         assert loss.item() == pytest.approx(raw[name].item() / means[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_narrower_student_is_compared_with_means_of_groups(dtype):
+    """Each of its channels with the mean of the teacher's neighbouring ones; the image as it is."""
+    torch.manual_seed(0)
+    teacher = {"image": torch.rand(2, 3, 8, 8), "pool1": torch.rand(2, 6, 4, 4)}
+    teacher = {name: tap.to(dtype) for name, tap in teacher.items()}
+    student = {"image": torch.zeros(2, 3, 8, 8), "pool1": torch.zeros(2, 2, 4, 4)}
+    found = as_wide_as(student, teacher)
+    assert found["image"] is teacher["image"]
+    groups = torch.stack([teacher["pool1"][:, :3].mean(1), teacher["pool1"][:, 3:].mean(1)], dim=1)
+    torch.testing.assert_close(found["pool1"], groups)
+    assert found["pool1"].dtype == dtype
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_narrower_student_has_every_term(stage):
+    """Half and a third of the channels: 22 terms with a gradient, in both stages."""
+    for share in (0.5, 0.35):
+        config = dataclasses.replace(recipe("tiny"), student=StudentConfig(init="he", width=share))
+        teacher, student = empty_teacher(config.teacher), new_student(config)
+        assert student.blocks == blocks_of("vgg11", 0.125 * share)
+        for conv in teacher.convs.values():
+            torch.nn.init.normal_(conv.weight, 0, (2 / conv.weight[0].numel()) ** 0.5)
+        text, image = batch_of(text_dim=config.captions.dim)
+        losses = STAGES[stage](student, teacher, text, image, weights=WEIGHTS, scales={})
+        assert list(losses) == list(teacher.names)
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(p.grad is not None for p in student.parameters())
