@@ -51,6 +51,7 @@ def arms(epochs: tuple[float, float]) -> dict[str, dict[str, str]]:
         "random teacher": {"teacher.epochs": "0"},
         "sentence encoder": {"captions.encoder": "sentence"},
         "levels": {"student.condition": "levels"},
+        "half width": {"student.width": "0.5"},
         "critics": third,
         "critics, noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},
         "critics, levels": third | {"student.condition": "levels"},
@@ -79,34 +80,53 @@ def run(name: str, store: Path, changes: dict[str, str], which: str) -> dict[str
     }
 
 
+COLUMNS = {
+    "KID": "kid_error",
+    "FID": "fid_error",
+    "caption match": "r_precision_score",
+    "top 1": "pixels/top1_score",
+    "top 5": "pixels/top5_score",
+    "diversity": "diversity_score",
+    "one caption": "caption_diversity_score",
+}
+
+
 def told(found: list[dict[str, object]]) -> list[str]:
-    """A table in Markdown: mean over the seeds, and each seed's value."""
-    columns = {
-        "KID": "kid_error",
-        "caption match": "r_precision_score",
-        "top 1": "pixels/top1_score",
-        "top 5": "pixels/top5_score",
-        "diversity": "diversity_score",
-        "one caption": "caption_diversity_score",
-    }
+    """A table in Markdown: a score with its interval, or the mean over the seeds and each value.
+
+    Below the arms what needs no model: real images, the true image blurred, copies.
+    """
+    there = [
+        name
+        for name, key in COLUMNS.items()
+        if any(_cell([one["scores"].get(key)]) for one in found)
+    ]
     lines = [
-        "| arm | seeds | " + " | ".join(columns) + " | seconds |",
-        "|---|---:|" + "---:|" * (len(columns) + 1),
+        "| arm | seeds | " + " | ".join(there) + " | s of training |",
+        "|---|---:|" + "---:|" * (len(there) + 1),
     ]
     for name in dict.fromkeys(one["arm"] for one in found):
         rows = [one for one in found if one["arm"] == name]
-        cells = []
-        for key in columns.values():
-            values = [r["scores"][key]["value"] for r in rows if r["scores"].get(key)]
-            values = [value for value in values if value is not None]
-            if not values:
-                cells.append("")
-                continue
-            each = f" ({', '.join(f'{v:.3g}' for v in values)})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3g}{each}")
+        cells = [_cell([row["scores"].get(COLUMNS[one]) for row in rows]) for one in there]
         seconds = statistics.mean(row["seconds"] for row in rows)
         lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} |")
+    for name, scores in found[0]["floors"].items() if found else ():
+        cells = [_cell([scores.get(COLUMNS[one])]) for one in there]
+        lines.append(f"| *{name}* | | {' | '.join(cells)} | |")
     return lines
+
+
+def _cell(scores: list[dict[str, float] | None]) -> str:
+    found = [one for one in scores if one and one.get("value") is not None]
+    if not found:
+        return ""
+    values = [one["value"] for one in found]
+    if len(values) > 1:
+        each = ", ".join(f"{value:.3g}" for value in values)
+        return f"{statistics.mean(values):.3g} ({each})"
+    if found[0]["low"] is None:
+        return f"{values[0]:.3g}"
+    return "{value:.3g} ({low:.3g} to {high:.3g})".format(**found[0])
 
 
 def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bool) -> None:
