@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from pipelines.run import Run
 
 
+_LINE_EVERY_S = 60.0
+
+
 class Display:
     """Progress and results on one console."""
 
@@ -27,7 +32,13 @@ class Display:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, float, str], None]]:
-        """A bar a stage; yields what to call with (stage, share, text or "" for the last one)."""
+        """A bar a stage; yields what to call with (stage, share, text or "" for the last one).
+
+        Where nobody watches a terminal, such as in a log, a line a stage and one a minute.
+        """
+        if not self.console.is_terminal:
+            yield self._lines()
+            return
         columns = (
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=24),
@@ -49,6 +60,21 @@ class Display:
                     bars.update(tasks[stage], text=text)
 
             yield show
+
+    def _lines(self) -> Callable[[str, float, str], None]:
+        began = time.monotonic()
+        told: dict[str, float] = {}
+
+        def show(stage: str, share: float, text: str) -> None:
+            now = time.monotonic()
+            if now - told.get(stage, -inf) < _LINE_EVERY_S:
+                return
+            told[stage] = now
+            name = stage.replace("_", " ")
+            line = f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {text}"
+            self.console.print(line.rstrip(), markup=False, highlight=False)
+
+        return show
 
     def stages(self, stages: Mapping[str, dict[str, Any]], total_s: float) -> None:
         """Each stage, its share of the time, and where its result lies."""
