@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pipelines.report import COLUMNS, SHORT, short_rows
+from pipelines.report import COLUMNS, SHORT, plain, short_rows
 from pipelines.search_tables import told
 
 if TYPE_CHECKING:
@@ -180,4 +180,4 @@ class Display:
 
 
 def _plain(value: float | None) -> str:
-    return "withheld" if value is None else f"{value:.3g}"
+    return "withheld" if value is None else plain(value)

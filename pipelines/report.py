@@ -131,11 +131,16 @@ def cell(found: Scores, score: str, *, bare: bool = False) -> str:
     if one.get("value") is None:
         return "withheld"
     share = COLUMNS[score].share
-    value = f"{one['value']:.1%}" if share else f"{one['value']:.3g}"
+    value = f"{one['value']:.1%}" if share else plain(one["value"])
     if bare or one.get("low") is None:
         return value
-    low, high = (f"{100 * one[k]:.0f}" if share else f"{one[k]:.3g}" for k in ("low", "high"))
+    low, high = (f"{100 * one[k]:.0f}" if share else plain(one[k]) for k in ("low", "high"))
     return f"{value} ({low} to {high})"
+
+
+def plain(value: float) -> str:
+    """Three digits, and all of them before the point: a rank of 1823 is not 1.82e+03."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def withheld(rows: Mapping[str, Scores]) -> list[str]:

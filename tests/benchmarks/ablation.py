@@ -45,16 +45,16 @@ def arms(epochs: tuple[float, float]) -> dict[str, dict[str, str]]:
         "stage one only": {"stage_one.epochs": total, "stage_two.epochs": "0"},
         "stage two only": {"stage_one.epochs": "0", "stage_two.epochs": total},
         "pixels only": PIXELS,
-        "all ones, raw": ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"},
-        "all ones, relative": ALL_ONES,
+        "all ones raw": ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"},
+        "all ones relative": ALL_ONES,
         "L2": {"stage_one.distance": "l2", "stage_two.distance": "l2"},
         "random teacher": {"teacher.epochs": "0"},
         "sentence encoder": {"captions.encoder": "sentence"},
         "levels": {"student.condition": "levels"},
         "half width": {"student.width": "0.5"},
         "critics": third,
-        "critics, noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},
-        "critics, levels": third | {"student.condition": "levels"},
+        "critics with noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},
+        "critics with levels": third | {"student.condition": "levels"},
     }
 
 

@@ -14,6 +14,7 @@ from pipelines.report import (
     all_rows,
     cell,
     how_measured,
+    plain,
     short_rows,
     withheld,
     write_report,
@@ -103,6 +104,15 @@ def test_the_two_figures_stand_first(report):
 def test_a_share_is_shown_as_a_percentage_with_its_interval(found, text):
     """A score that is withheld says so, one that was not asked for is empty."""
     assert cell(found, "r_precision_score") == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1823.4, "1,823"), (1000.0, "1,000"), (869.2, "869"), (0.00533, "0.00533"), (-1.5, "-1.5")],
+)
+def test_a_number_is_told_in_three_digits_and_never_by_an_exponent(value, text):
+    """Ranks go into the thousands."""
+    assert plain(value) == text
 
 
 def test_rows_are_named_for_what_they_are():
