@@ -299,14 +299,16 @@ class Stack:
         # A worker ends after its flow runs, which write checkpoints. SeaweedFS waits 16 s for
         # nothing; what it has answered is on the disk, whether it ends by itself or not.
         patience = {WORKER: round(settings.grace_s + WORKER_S), S3: 5}
+        more = {RAY: {"TMPDIR": str(self._ray_tmp)}}
+        if self.new:  # they come afterwards, see `pipelines.flows.blocks`
+            more[PREFECT] = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
         return [
             Kept(
                 name=part,
                 argv=(*sdn, "reconcile")
                 if part == RECONCILER
                 else (*sdn, "serve", part, *arguments[part]),
-                env=mark(self.folder, part)
-                | ({"TMPDIR": str(self._ray_tmp)} if part == RAY else {}),
+                env=mark(self.folder, part) | more.get(part, {}),
                 start_s=3 if part == S3 else 20,
                 stop_s=patience.get(part, 15),
             )

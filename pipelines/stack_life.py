@@ -37,7 +37,7 @@ _CANCEL_S = 30.0
 """What Prefect may take to cancel, beside the time for a checkpoint."""
 _SETTLE_S = 3.0
 _LIVE = {"RUNNING", "CANCELLING", "PENDING"}
-_DEPLOY = "deploy"
+_DEPLOY, _BLOCKS = "deploy", "blocks"
 _NO_ANSWER = (httpx.HTTPError, PrefectApiError)
 
 
@@ -92,7 +92,7 @@ def bring_up(stack: Stack, plan: Plan, settings: Settings, say: Say) -> None:
             going = _clear(stack, say)
             _check_ports(plan)
             stack.prepare(plan, settings)
-        env = stack.env(plan, settings, os.environ)
+        env, new = stack.env(plan, settings, os.environ), stack.new
         try:
             if states is None:
                 stack.keeper.start(stack.programs(plan, settings), env)
@@ -103,6 +103,8 @@ def bring_up(stack: Stack, plan: Plan, settings: Settings, say: Say) -> None:
                         stack.keeper.again(one.name)
             _wait(stack, plan, settings, env, say)
             _resume(stack, settings)
+            if new:
+                _begin(stack, _BLOCKS, "pipelines.flows.blocks", env=env)
         except BaseException:
             if states is None:
                 with undisturbed():
@@ -198,24 +200,32 @@ def _wait(stack: Stack, plan: Plan, settings: Settings, env: dict[str, str], say
 @contextmanager
 def _deploying(stack: Stack, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """`sdn deploy`, which itself waits for what it needs; ended if it is not done by then."""
-    log = stack.keeper.log(_DEPLOY)
-    log.parent.mkdir(mode=0o700, exist_ok=True)
     early = ["--load-early"] if stack.new else []
-    with log.open("w") as out:
-        process = subprocess.Popen(  # noqa: S603 (our own module)
-            [sys.executable, "-m", "pipelines.cli", "deploy", "--pool", POOL, *early],
-            cwd=stack.folder,
-            env=env | mark(stack.folder, _DEPLOY),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-        )
+    process = _begin(stack, _DEPLOY, "pipelines.cli", "deploy", "--pool", POOL, *early, env=env)
     try:
         yield process
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
+
+
+def _begin(
+    stack: Stack, name: str, module: str, *words: str, env: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a module as a process of the stack that ends by itself; what it says is in its log."""
+    log = stack.keeper.log(name)
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    with log.open("w") as out:
+        return subprocess.Popen(  # noqa: S603 (our own module)
+            [sys.executable, "-m", module, *words],
+            cwd=stack.folder,
+            env=env | mark(stack.folder, name),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # it may outlive the terminal, as the stack does
+        )
 
 
 def _look_at(stack: Stack, probe: Probe, names: Iterable[str]) -> dict[str, str]:

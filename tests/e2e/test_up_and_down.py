@@ -155,6 +155,15 @@ def test_up_makes_all_that_flows_need(stack):
     assert limits == {"default": None, "training": 1}
     there = {one["name"] for one in stack.api("POST", "deployments/filter", {}).json()}
     assert {"sdn-pipeline", "sdn-rollback"} <= there
+    # What sends messages comes after the start, which it would make longer.
+    until = time.monotonic() + 120
+    while "slack-webhook" not in (blocks := _slugs(stack)):
+        assert time.monotonic() < until, blocks
+        time.sleep(0.5)
+
+
+def _slugs(stack):
+    return {one["slug"] for one in stack.api("POST", "block_types/filter", {}).json()}
 
 
 def test_up_and_deploy_again_change_nothing(stack):
@@ -193,14 +202,21 @@ def test_another_stack_does_not_take_the_ports(stack, tmp_path):
     assert "runs with other ports or parts: `sdn down` first" in free.up(ok=1)
 
 
-@pytest.mark.rest
-def test_a_killed_part_is_started_again_with_its_data(stack):
-    """`kill -9` of each one after another: it comes back, and what was written is there."""
+@pytest.fixture(scope="module")
+def kept(stack):
+    """The stack, with something to lose in each server."""
     stack.s3().put_object(Bucket="sdn", Key="probe", Body=b"kept")
     made = stack.mlflow("experiments/create", {"name": "kept"}).json()
     stack.mlflow("runs/create", {"experiment_id": made["experiment_id"], "run_name": "kept"})
     flow = stack.api("POST", "flows/", {"name": "kept"}).json()["id"]
     stack.api("POST", "flow_runs/", {"name": "kept", "flow_id": flow}).raise_for_status()
+    return stack
+
+
+@pytest.mark.rest
+@pytest.mark.usefixtures("kept")
+def test_a_killed_part_is_started_again_with_its_data(stack):
+    """`kill -9` of each one after another: it comes back, and what was written is there."""
     for part in PARTS:
         pid = stack.pids()[part]
         os.kill(pid, signal.SIGKILL)
@@ -209,6 +225,7 @@ def test_a_killed_part_is_started_again_with_its_data(stack):
     assert_data(stack)
 
 
+@pytest.mark.usefixtures("kept")
 def test_a_stack_whose_supervisor_was_killed_is_put_right(stack, tmp_path):
     """It is told; `sdn up` ends what is left, keeps the data, and `sdn down` ends both."""
     (supervisor,) = [one for one in marked(stack.folder) if one.part == "supervisor"]

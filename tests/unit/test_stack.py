@@ -194,7 +194,13 @@ def test_programs_are_the_commands_that_others_run(stack, monkeypatch):
         does = ["reconcile"] if one.name == "reconciler" else ["serve", one.name]
         assert list(one.argv[1:5])[: 2 + len(does)] == ["-m", "pipelines.cli", *does]
         assert {"SDN_PART_OF": str(stack.folder), "SDN_PART": one.name}.items() <= one.env.items()
-        assert len(one.env) == (3 if one.name == "ray" else 2)
+        assert len(one.env) == (3 if one.name in {"ray", "prefect"} else 2)
+    # A new server begins without its blocks, which come later; one that has them looks itself.
+    blocks = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+    assert blocks.items() <= next(one for one in programs if one.name == "prefect").env.items()
+    (stack.folder / "prefect-home" / "prefect.db").touch()
+    again = next(one for one in stack.programs(plan, Settings()) if one.name == "prefect")
+    assert blocks.keys().isdisjoint(again.env)
     # What Ray leaves among temporary files goes with the stack.
     tmp = Path(next(one for one in programs if one.name == "ray").env["TMPDIR"])
     assert tmp.is_dir()
