@@ -34,10 +34,11 @@ class Display:
     def progress(self) -> Iterator[Callable[[str, float, str], None]]:
         """A bar a stage; yields what to call with (stage, share, text or "" for the last one).
 
-        Where nobody watches a terminal, such as in a log, a line a stage and one a minute.
+        In a log, where there is no terminal: a stage's first and last word, and one a minute.
         """
         if not self.console.is_terminal:
-            yield self._lines()
+            with self._lines() as show_line:
+                yield show_line
             return
         columns = (
             TextColumn("{task.description:<10}"),
@@ -61,20 +62,34 @@ class Display:
 
             yield show
 
-    def _lines(self) -> Callable[[str, float, str], None]:
+    @contextmanager
+    def _lines(self) -> Iterator[Callable[[str, float, str], None]]:
         began = time.monotonic()
         told: dict[str, float] = {}
+        texts: dict[str, str] = {}
+        waiting: dict[str, str] = {}
+
+        def say(stage: str) -> None:
+            self.console.print(waiting.pop(stage).rstrip(), markup=False, highlight=False)
 
         def show(stage: str, share: float, text: str) -> None:
             now = time.monotonic()
-            if now - told.get(stage, -inf) < _LINE_EVERY_S:
-                return
-            told[stage] = now
+            texts[stage] = text or texts.get(stage, "")
+            for ended in [one for one in waiting if one != stage]:
+                say(ended)
             name = stage.replace("_", " ")
-            line = f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {text}"
-            self.console.print(line.rstrip(), markup=False, highlight=False)
+            waiting[stage] = (
+                f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {texts[stage]}"
+            )
+            if now - told.get(stage, -inf) >= _LINE_EVERY_S:
+                told[stage] = now
+                say(stage)
 
-        return show
+        try:
+            yield show
+        finally:
+            for ended in [*waiting]:
+                say(ended)
 
     def stages(self, stages: Mapping[str, dict[str, Any]], total_s: float) -> None:
         """Each stage, its share of the time, and where its result lies."""

@@ -160,6 +160,8 @@ def _search(two: Forecast, run: Run, samples: int | None) -> Forecast:
     """
     search = run.config.search
     at_once = max(1, min(search.trials, cores(run.settings) // search.workers))
+    if torch.cuda.is_available():  # each trial has a GPU of its own
+        at_once = 1
     # At full length: the recipe's own values, and the best of the others.
     long = 1 + search.reruns if search.reruns else 0
     trials = search.trials * search.images
@@ -187,14 +189,10 @@ def _warnings(found: list[Forecast], limits: Limits, config: RunConfig) -> list[
         if one.memory_gib > limits.memory_gib:
             texts.append(
                 f"{one.stage} needs {one.memory_gib:.1f} GiB of memory, there are "
-                f"{limits.memory_gib:.1f}: lower {_batch_key(one.stage)}, workers "
-                f"({config.workers}) or data.resolution, or raise {one.stage}.accumulate"
+                f"{limits.memory_gib:.1f}: {_smaller(one.stage, config)}"
             )
         if one.hours is not None and one.hours > _LONG_H:
-            texts.append(
-                f"{one.stage} would take {one.hours / 24:.0f} days: lower {one.stage}.epochs or "
-                "teacher.width, or train on GPUs"
-            )
+            texts.append(f"{one.stage} would take {one.hours / 24:.0f} days: {_shorter(one.stage)}")
     kept = sum(one.kept_gib for one in found)
     if limits.disk_gib is not None and kept > limits.disk_gib:
         texts.append(
@@ -202,6 +200,24 @@ def _warnings(found: list[Forecast], limits: Limits, config: RunConfig) -> list[
             "name another --store, or keep fewer (stage_one.keep, stage_two.keep)"
         )
     return texts
+
+
+def _smaller(stage: str, config: RunConfig) -> str:
+    """What to change for less memory."""
+    if stage == "search":
+        return (
+            "lower stage_two.global_batch or data.resolution, raise stage_two.accumulate, or have "
+            "fewer trials at a time (SDN_CPUS)"
+        )
+    text = f"lower {_batch_key(stage)}, workers ({config.workers}) or data.resolution"
+    return f"{text}, or raise {stage}.accumulate" if stage in {"stage_one", "stage_two"} else text
+
+
+def _shorter(stage: str) -> str:
+    """What to change for less time."""
+    if stage == "search":
+        return "lower search.trials, search.images or search.reruns, or set search.minutes"
+    return f"lower {stage}.epochs or teacher.width, or train on GPUs"
 
 
 def _batch_key(stage: str) -> str:

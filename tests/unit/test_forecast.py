@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -79,10 +80,13 @@ def test_hours_follow_from_images_and_rate(run):
     assert (two.workers, two.images_per_s, two.images) == (2, 200.0, 12 * 3600)
     assert two.hours == pytest.approx(12 * 3600 / 200 / 3600)
     assert (two.memory_gib, two.checkpoint_gib, two.kept_gib) == (4.0, 1.0, 4.0)
-    stages = ["teacher", "captions", "stage_one", "search", "stage_two"]
-    assert [one.stage for one in found] == (
-        stages if run.config.search.trials > 1 else [one for one in stages if one != "search"]
-    )
+    assert [one.stage for one in found] == [
+        "teacher",
+        "captions",
+        "stage_one",
+        "search",
+        "stage_two",
+    ]
 
 
 def test_a_search_is_forecast_with_every_trial_to_its_end(run):
@@ -111,10 +115,19 @@ def test_what_does_not_fit_is_warned_of_with_what_to_change(run):
     _, warnings = forecast(run, lambda text: None, Limits(memory_gib=3.0, disk_gib=10.0))
     assert any("stage_two needs 4.0 GiB" in text and "accumulate" in text for text in warnings)
     assert any("18.0 GiB, the store's disk has 10.0 free" in text for text in warnings)
+    (search,) = [text for text in warnings if text.startswith("search needs 8.0 GiB")]
+    (teacher,) = [text for text in warnings if text.startswith("teacher needs 4.0 GiB")]
+    for text in (search, teacher):  # nothing is advised that no config has
+        for key in re.findall(r"(?:search|stage_two|teacher|data)\.\w+", text):
+            with_overrides(run.config, {key: "32"})
     long = dataclasses.replace(run.config.stage_two, epochs=10**5)
     object.__setattr__(run, "config", dataclasses.replace(run.config, stage_two=long))
     _, warnings = forecast(run, lambda text: None, PLENTY)
     assert any("stage_two would take 21 days" in text for text in warnings)
+    searched = dataclasses.replace(run.config.search, images=4 * 10**8)
+    object.__setattr__(run, "config", dataclasses.replace(run.config, search=searched))
+    _, warnings = forecast(run, lambda text: None, PLENTY)
+    assert any("search would take 46 days: lower search.trials" in text for text in warnings)
 
 
 def test_a_killed_measurement_is_a_warning(run, monkeypatch):
