@@ -22,9 +22,14 @@ from sdn.recipes import recipe
 
 ALL_ONES = {f"stage_{n}.weights.{g}": "1" for n in ("one", "two") for g in ("image", "conv1",
             "conv2", "conv3", "conv4", "conv5")}  # fmt: skip
-PIXELS = {f"stage_{n}.weights.conv{k}": "0" for n in ("one", "two") for k in range(1, 6)}
+
+
+def without(*groups: str) -> dict[str, str]:
+    """Changes that leave groups of taps out of the loss of both stages."""
+    return {f"stage_{n}.weights.{group}": "0" for n in ("one", "two") for group in groups}
+
+
 CRITICS = {
-    "stage_three.epochs": "6",
     "stage_three.schedule": "one-cycle",
     "stage_three.scale": "relative",
     "stage_three.global_batch": "16",
@@ -39,12 +44,15 @@ def arms(epochs: tuple[float, float]) -> dict[str, dict[str, str]]:
     one, two = epochs
     total = str(one + two)
     # What stage three takes is taken from stage two.
-    third = CRITICS | {"stage_two.epochs": str(max(1.0, two - 6))}
+    third = CRITICS | {"stage_two.epochs": str(two * 2 / 3), "stage_three.epochs": str(two / 3)}
     return {
         "full": {},
         "stage one only": {"stage_one.epochs": total, "stage_two.epochs": "0"},
         "stage two only": {"stage_one.epochs": "0", "stage_two.epochs": total},
-        "pixels only": PIXELS,
+        "pixels only": without("conv1", "conv2", "conv3", "conv4", "conv5"),
+        "low taps only": without("conv3", "conv4", "conv5"),
+        "high taps only": without("image", "conv1", "conv2"),
+        "searched weights": {"search.trials": "4"},
         "all ones raw": ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"},
         "all ones relative": ALL_ONES,
         "L2": {"stage_one.distance": "l2", "stage_two.distance": "l2"},
