@@ -38,7 +38,6 @@ STAGE = StageConfig(
     precision="float32",
     checkpoint_images=600,
 )
-STEPS = SAMPLES // STAGE.global_batch * STAGE.epochs
 CONFIG = RunConfig(
     name="chaos",
     data=tiny_data.CONFIG,

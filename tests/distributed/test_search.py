@@ -161,11 +161,11 @@ def test_nothing_is_left_here_after_asha_has_stopped_twenty_trials(store):
 
 def test_a_killed_driver_forgets_nothing(store):
     """The next one runs exactly the configurations that remain, and changes no record."""
-    changes = {"search.trials": "10", "search.images": "1200", "search.random_trials": "20"}
+    changes = {"search.trials": "6", "search.images": "1200", "search.random_trials": "20"}
     first = Driver(store, changes)
     first.until(
-        lambda: len({t["number"] for t in first.all("trial") if t["state"] != "running"}) >= 4,
-        "the end of four trials",
+        lambda: len({t["number"] for t in first.all("trial") if t["state"] != "running"}) >= 2,
+        "the end of two trials",
     )
     tree = first.tree()
     first.process.kill()
@@ -174,11 +174,11 @@ def test_a_killed_driver_forgets_nothing(store):
     contents = records(store, changes)
     ended = {t.number for t in before.all() if t.ended}
     begun = {t.number: t.values for t in before.open()}
-    assert len(ended) >= 4
+    assert len(ended) >= 2
     assert begun
     config = search_place.run_of(store, changes).config
     remaining = begun | {
-        n: suggestion(config, before.all(), n) for n in range(10) if n not in before.trials
+        n: suggestion(config, before.all(), n) for n in range(6) if n not in before.trials
     }
     second = Driver(store, changes)
     result = second.result()
@@ -187,7 +187,7 @@ def test_a_killed_driver_forgets_nothing(store):
         remaining
     )
     after = records(store, changes)
-    assert len(after) == 10
+    assert len(after) == 6
     for number in ended:
         name = f"{TRIALS}/{number:04d}.json"
         assert after[name] == contents[name]
