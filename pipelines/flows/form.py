@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 AS_RECIPE: Literal["as the recipe says"] = "as the recipe says"
 
 RecipeName = Literal[
-    "openmoji", "tiny", "folder", "cub", "release-cub", "flowers", "cub64", "flowers64"
+    "openmoji",
+    "openmoji-long",
+    "tiny",
+    "folder",
+    "cub",
+    "release-cub",
+    "flowers",
+    "cub64",
+    "flowers64",
+    "fashion64",
 ]
 SourceName = Literal[
     "as the recipe says",
