@@ -65,7 +65,7 @@ class Display:
     @contextmanager
     def _lines(self) -> Iterator[Callable[[str, float, str], None]]:
         began = time.monotonic()
-        told: dict[str, float] = {}
+        told_at: dict[str, float] = {}
         texts: dict[str, str] = {}
         waiting: dict[str, str] = {}
 
@@ -81,8 +81,8 @@ class Display:
             waiting[stage] = (
                 f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {texts[stage]}"
             )
-            if now - told.get(stage, -inf) >= _LINE_EVERY_S:
-                told[stage] = now
+            if now - told_at.get(stage, -inf) >= _LINE_EVERY_S:
+                told_at[stage] = now
                 say(stage)
 
         try:
@@ -179,8 +179,8 @@ class Display:
             )
         for name, figures in found["figures"].items():
             match, kid = figures["caption match"], figures["KID"]
-            told = f"{match['value']:.1%}" if match.get("value") is not None else "withheld"
-            say(f"{name}: caption match {told}, KID {_plain(kid.get('value'))}")
+            share = f"{match['value']:.1%}" if match.get("value") is not None else "withheld"
+            say(f"{name}: caption match {share}, KID {_plain(kid.get('value'))}")
         say(f"top 1 on {found['test_is']}: {found['headline']:.1%}")
         role = "champion" if model["champion"] else "challenger"
         say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")

@@ -96,7 +96,7 @@ def forecast(
         if measured is None:
             warnings.append(
                 f"{stage}: the process that measured it was killed, most likely for its memory: "
-                f"lower {_batch_key(stage)} or data.resolution, or raise {stage}.accumulate"
+                f"{_smaller(stage, run.config)}"
             )
             continue
         found.append(_forecast(stage, part, measured, workers, samples))
@@ -156,30 +156,38 @@ def _forecast(
 def _search(two: Forecast, run: Run, samples: int | None) -> Forecast:
     """What the search would take if no trial is stopped, at the rate of stage two.
 
-    A trial on a core of its own is about as fast as its share of stage two on all cores.
+    A trial has a thread a rank, and is about as fast as its share of stage two on all cores.
     """
     search = run.config.search
-    at_once = max(1, min(search.trials, cores(run.settings) // search.workers))
+    there = cores(run.settings)
+    at_once = max(1, min(search.trials, there // search.workers))
+    rate = two.images_per_s * min(1.0, at_once * search.workers / there)
     if torch.cuda.is_available():  # each trial has a GPU of its own
-        at_once = 1
-    # At full length: the recipe's own values, and the best of the others.
-    long = 1 + search.reruns if search.reruns else 0
-    trials = search.trials * search.images
-    hours = trials / two.images_per_s / 3600
+        at_once, rate = 1, two.images_per_s
+    trial_images = search.trials * search.images
+    hours = trial_images / rate / 3600
     if search.minutes is not None:
         hours = min(hours, search.minutes / 60)
+    # The recipe's own values go to full length, too; one of those trainings is stage two itself,
+    # which has a row of its own.
+    full_lengths = min(search.reruns, search.trials - 1)
     images = None
     if samples is not None:
-        more = round(long * run.config.stage_two.epochs * samples)
-        images, hours = trials + more, hours + more / two.images_per_s / 3600
+        epochs = run.config.stage_two.epochs
+        if search.stage_one:
+            epochs += run.config.stage_one.epochs
+        full_images = round(full_lengths * epochs * samples)
+        images = trial_images + full_images
+        hours += full_images / two.images_per_s / 3600
     return dataclasses.replace(
         two,
         stage="search",
+        images_per_s=rate,
         images=images,
         hours=None if images is None else hours,
         workers=search.workers,
         memory_gib=two.memory_gib * at_once,
-        kept_gib=two.checkpoint_gib * search.trials + two.kept_gib * long,
+        kept_gib=two.checkpoint_gib * search.trials + two.kept_gib * full_lengths,
     )
 
 
@@ -203,7 +211,7 @@ def _warnings(found: list[Forecast], limits: Limits, config: RunConfig) -> list[
 
 
 def _smaller(stage: str, config: RunConfig) -> str:
-    """What to change for less memory."""
+    """Advice: what to change for less memory."""
     if stage == "search":
         return (
             "lower stage_two.global_batch or data.resolution, raise stage_two.accumulate, or have "
@@ -214,10 +222,11 @@ def _smaller(stage: str, config: RunConfig) -> str:
 
 
 def _shorter(stage: str) -> str:
-    """What to change for less time."""
+    """Advice: what to change for less time."""
     if stage == "search":
         return "lower search.trials, search.images or search.reruns, or set search.minutes"
-    return f"lower {stage}.epochs or teacher.width, or train on GPUs"
+    width = f"{stage}.width" if stage in {"teacher", "captions"} else "student.width"
+    return f"lower {stage}.epochs or {width}, or train on GPUs"
 
 
 def _batch_key(stage: str) -> str:

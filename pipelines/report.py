@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipelines.evaluating import CHAMPION_SHEET, EXTREMES, SCORES, SHEET
 from pipelines.points import read_points
 from sdn.config import to_dict
@@ -140,7 +142,9 @@ def cell(found: Scores, score: str, *, bare: bool = False) -> str:
 
 def plain(value: float) -> str:
     """Three digits, and all of them before the point: a rank of 1823 is not 1.82e+03."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
 
 
 def withheld(rows: Mapping[str, Scores]) -> list[str]:

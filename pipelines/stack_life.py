@@ -103,14 +103,14 @@ def bring_up(stack: Stack, plan: Plan, settings: Settings, say: Say) -> None:
                         stack.keeper.again(one.name)
             _wait(stack, plan, settings, env, say)
             _resume(stack, settings)
-            if new:
-                _begin(stack, _BLOCKS, "pipelines.flows.blocks", env=env)
         except BaseException:
             if states is None:
                 with undisturbed():
                     say("ending what was started")
                     _end_all(stack, settings, say, spare=going)
             raise
+        if new:
+            _begin(stack, _BLOCKS, "pipelines.flows.blocks", env=env)
 
 
 def _clear(stack: Stack, say: Say) -> list[str]:

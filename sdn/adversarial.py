@@ -74,7 +74,7 @@ class AdversarialTrainer(Trainer):
         )
         side = student.top[1] * 2 ** len(student.blocks)
         self.critics = Critics(
-            student.blocks,
+            teacher.blocks,
             config.critics,
             tap_means=tap_means,
             resolution=side,

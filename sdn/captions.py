@@ -144,6 +144,7 @@ class CharCnnRnn(nn.Module):
 class SentenceEncoder(nn.Module):
     """MiniLM sentence embeddings out of a package that carries the weights, projected to D.
 
+    Departs from the paper, whose encoder is the char-CNN-RNN: this one has read far more text.
     Needs the extra `sentence`. The projection is random and fixed where D differs from 384: it
     keeps distances (Johnson & Lindenstrauss) and needs no training.
     """

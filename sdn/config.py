@@ -123,6 +123,11 @@ class TeacherConfig:
         _require(self.rate > 0, f"teacher.rate must be > 0, not {self.rate}")
         _require(self.checkpoint_images > 0, "teacher.checkpoint_images must be > 0")
         _require(
+            self.weights is None or self.epochs > 0,
+            f"teacher.epochs=0 is for a teacher that has seen no image, but its weights are those "
+            f"of {self.weights}: set teacher.weights=null and teacher.sha256=null, or other epochs",
+        )
+        _require(
             self.sha256 is None or len(self.sha256) >= 8,
             f"teacher.sha256 must have at least 8 hexadecimal digits, not {self.sha256}",
         )

@@ -1,4 +1,8 @@
-"""What a search varies: names of values, their ranges, and a config with other values."""
+"""What a search varies: names of values, their ranges, and a config with other values.
+
+Departs from the paper, where every loss weight is 1: raw activations differ in scale from tap to
+tap and from teacher to teacher.
+"""
 
 from __future__ import annotations
 

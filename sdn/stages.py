@@ -55,17 +55,15 @@ def stage_one_losses(
     with torch.no_grad():
         real = teacher(image, wanted)
     made = student(text, wanted)
-    with torch.no_grad():
-        real = as_wide_as(made, real)
-    return tap_losses(made, real, weights, scales, kind)
+    return tap_losses(made, as_wide_as(made, real), weights, scales, kind)
 
 
 def as_wide_as(student: Taps, teacher: Taps) -> Taps:
     """The teacher's taps with as many channels as the student's: means of groups of neighbours.
 
     Departs from the paper where `student.width` is below 1; else the taps are returned as they are.
-    Means rather than a learned map of channels: the mean activation, by which `scales_of` divides,
-    stays, and so does that no tap is negative.
+    Means rather than a learned map of channels: no tap becomes negative, and where the numbers of
+    channels divide, the mean activation stays, by which `scales_of` divides.
 
     Args:
         student: tap name -> (B, C_l, H_l, W_l).

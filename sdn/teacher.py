@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=nn.Module)
 Convention = Literal["imagenet", "mean-255", "release", "symmetric"]
 
+# Departs from the paper in all but "release": weights receive what they were trained on.
 # Channel means and deviations of ImageNet as torchvision publishes them for its weights, over
 # [0, 1], and the means over 0..255 that VGG's authors subtracted.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -162,6 +163,7 @@ def empty_teacher(config: TeacherConfig) -> Teacher:
 def drawn_teacher(config: TeacherConfig) -> Teacher:
     """A teacher that has seen no image: normal weights of deviation sqrt(2 / fan in), no biases.
 
+    Departs from the paper: to find out what the teacher's training is worth.
     Source: He et al. 2015, arXiv:1502.01852.
     """
     teacher = empty_teacher(config)

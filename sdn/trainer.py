@@ -28,7 +28,11 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def rate_at(step: int, steps: int, config: StageConfig) -> float:
-    """Learning rate of global step `step` (from 0) out of `steps`."""
+    """Learning rate of global step `step` (from 0) out of `steps`.
+
+    Departs from the paper where the schedule is not "constant": a short training ends better with
+    a rate that falls.
+    """
     if config.schedule == "constant":
         return config.rate
     floor = 1.0 if config.schedule == "warm-up" else 0.01
@@ -36,7 +40,10 @@ def rate_at(step: int, steps: int, config: StageConfig) -> float:
 
 
 def average_decay(step: int, steps: int, config: StageConfig) -> float:
-    """Decay of the weights' moving average: a horizon in steps, shorter while there are few."""
+    """Decay of the weights' moving average: a horizon in steps, shorter while there are few.
+
+    Departs from the paper, which keeps no average (`average_share` 0): it evens out single steps.
+    """
     horizon = max(1.0, config.average_share * steps)
     return min(1 - 1 / horizon, (1 + step) / (10 + step))
 

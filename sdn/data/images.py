@@ -319,6 +319,7 @@ def _to_square(image: Image.Image, resolution: int, fit: Fit) -> Image.Image:
     bicubic = Image.Resampling.BICUBIC
     if fit == "resize" or width == height:
         return image if image.size == square else image.resize(square, bicubic)
+    # Departs from the paper, which stretches: below, things keep their proportions.
     if fit == "crop":
         left, top = max(0, width - height) / 2, max(0, height - width) / 2
         return image.resize(square, bicubic, box=(left, top, width - left, height - top))

@@ -3,9 +3,10 @@
     python tests/benchmarks/ablation.py --store RUNS [--recipe openmoji] [--arms full,pixels]
         [--seeds 0,1,2] [--set KEY=VALUE]... [--page FOLDER] [--real]
 
-Each arm is `sdn run` with changes, in one store, so that what arms share is made once. What is done
-is kept in RUNS/ablation.jsonl and not done again. `--page` writes a page with the table and one
-sheet, a column an arm; true images are on it with `--real` alone, for data that may be shown.
+Each arm is `sdn run` with changes, in one store, so that what arms share is made once; take one of
+its own, for arms are registered like any run. What is done is kept in RUNS/ablation.jsonl and not
+done again. `--page` writes a page with the table and one sheet, a column an arm; true images are on
+it with `--real` alone, for data that may be shown. Weights that a search found: `loss_weights.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdn.config import to_dict, with_overrides
 from sdn.recipes import recipe
+
+if TYPE_CHECKING:
+    from sdn.config import RunConfig
 
 ALL_ONES = {f"stage_{n}.weights.{g}": "1" for n in ("one", "two") for g in ("image", "conv1",
             "conv2", "conv3", "conv4", "conv5")}  # fmt: skip
@@ -39,12 +44,16 @@ CRITICS = {
 }
 
 
-def arms(epochs: tuple[float, float]) -> dict[str, dict[str, str]]:
-    """Name -> changes of the recipe; `epochs` of its two stages, whose sum all arms train."""
-    one, two = epochs
+NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
+
+
+def arms(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Name -> changes of the recipe; all arms train as many images as its two stages."""
+    one, two = config.stage_one.epochs, config.stage_two.epochs
     total = str(one + two)
     # What stage three takes is taken from stage two.
     third = CRITICS | {"stage_two.epochs": str(two * 2 / 3), "stage_three.epochs": str(two / 3)}
+    random = {"teacher.epochs": "0"} | (NO_WEIGHTS if config.teacher.weights else {})
     return {
         "full": {},
         "stage one only": {"stage_one.epochs": total, "stage_two.epochs": "0"},
@@ -52,14 +61,14 @@ def arms(epochs: tuple[float, float]) -> dict[str, dict[str, str]]:
         "pixels only": without("conv1", "conv2", "conv3", "conv4", "conv5"),
         "low taps only": without("conv3", "conv4", "conv5"),
         "high taps only": without("image", "conv1", "conv2"),
-        "searched weights": {"search.trials": "4"},
         "all ones raw": ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"},
         "all ones relative": ALL_ONES,
         "L2": {"stage_one.distance": "l2", "stage_two.distance": "l2"},
-        "random teacher": {"teacher.epochs": "0"},
+        "random teacher": random,
+        **({"fitted teacher": NO_WEIGHTS} if config.teacher.weights else {}),
         "sentence encoder": {"captions.encoder": "sentence"},
         "levels": {"student.condition": "levels"},
-        "half width": {"student.width": "0.5"},
+        "half the width": {"student.width": str(config.student.width / 2)},
         "critics": third,
         "critics with noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},
         "critics with levels": third | {"student.condition": "levels"},
@@ -67,7 +76,7 @@ def arms(epochs: tuple[float, float]) -> dict[str, dict[str, str]]:
 
 
 def run(name: str, store: Path, changes: dict[str, str], which: str) -> dict[str, object]:
-    """One arm with one seed: its scores and where its model lies."""
+    """One arm with one seed: its scores, where its model lies, and what its training took."""
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     sdn = Path(sys.executable).with_name("sdn")
     command = [str(sdn), "run", which, "--store", str(store)]
@@ -77,12 +86,21 @@ def run(name: str, store: Path, changes: dict[str, str], which: str) -> dict[str
     answer = json.loads(done.stdout.splitlines()[-1])
     last = list(answer["figures"])[-1]
     trained = {k: v for k, v in answer["stages"].items() if k.startswith("stage_")}
+    final = [*trained.values()][-1]
+    longest = max((one["result"] for one in trained.values()), key=lambda one: one["images_seen"])
     return {
+        "recipe": which,
         "arm": name,
         "changes": changes,
         "scores": answer["scores"][last],
-        "floors": {k: v for k, v in answer["scores"].items() if k not in answer["figures"]},
-        "model": trained[list(trained)[-1]]["folder"],
+        "floors": {
+            name: found
+            for name, found in answer["scores"].items()
+            if name not in answer["figures"] and not name.startswith("champion")
+        },
+        "model": final["folder"],
+        "rate": longest["images_seen"] / longest["computing_s"],
+        "data": answer["stages"]["prepare"]["folder"],
         "seconds": sum(stage["seconds"] for stage in trained.values()),
         "captions": answer["captions"],
     }
@@ -110,17 +128,18 @@ def told(found: list[dict[str, object]]) -> list[str]:
         if any(_cell([one["scores"].get(key)]) for one in found)
     ]
     lines = [
-        "| arm | seeds | " + " | ".join(there) + " | s of training |",
-        "|---|---:|" + "---:|" * (len(there) + 1),
+        "| arm | seeds | " + " | ".join(there) + " | s of training | images/s, longest stage |",
+        "|---|---:|" + "---:|" * (len(there) + 2),
     ]
     for name in dict.fromkeys(one["arm"] for one in found):
         rows = [one for one in found if one["arm"] == name]
         cells = [_cell([row["scores"].get(COLUMNS[one]) for row in rows]) for one in there]
         seconds = statistics.mean(row["seconds"] for row in rows)
-        lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} |")
+        rate = statistics.mean(row["rate"] for row in rows)
+        lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} | {rate:.0f} |")
     for name, scores in found[0]["floors"].items() if found else ():
         cells = [_cell([scores.get(COLUMNS[one])]) for one in there]
-        lines.append(f"| *{name}* | | {' | '.join(cells)} | |")
+        lines.append(f"| *{name}* | | {' | '.join(cells)} | | |")
     return lines
 
 
@@ -143,8 +162,7 @@ def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bo
     from sdn.sampling import open_synthesizer
     from sdn.sheets import contact_sheet
 
-    data = max((store / "stages").glob("prepare-*/manifest.json"), key=lambda p: p.stat().st_mtime)
-    split = load_split(data.parent, "test")
+    split = load_split(store / str(found[0]["data"]), "test")
     numbers = [i * len(split.captions) // 24 for i in range(24)]
     captions = [split.captions[n][0] for n in numbers]
     columns = {"real": split.pixels[numbers]} if real else {}
@@ -153,6 +171,10 @@ def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bo
             model = open_synthesizer(store / str(one["model"]))
             columns[str(one["arm"])] = model.of_data(captions)
     contact_sheet(columns, captions, across=1, side=64).save(folder / "ablation.png")
+
+
+def _key(one: dict[str, object]) -> str:
+    return json.dumps([one["recipe"], one["arm"], one["changes"]], sort_keys=True)
 
 
 def main() -> None:
@@ -168,26 +190,28 @@ def main() -> None:
     given = parser.parse_args()
     common = dict(change.split("=", 1) for change in given.set)
     config = with_overrides(recipe(given.recipe), common)
-    every = arms((config.stage_one.epochs, config.stage_two.epochs))
+    every = arms(config)
     wanted = [name.strip() for name in given.arms.split(",") if name.strip()] or list(every)
     if unknown := [name for name in wanted if name not in every]:
         parser.error(f"no arm {', '.join(unknown)}; there are: {'; '.join(every)}")
     kept = given.store / "ablation.jsonl"
     given.store.mkdir(parents=True, exist_ok=True)
     lines = kept.read_text().splitlines() if kept.exists() else []
-    found = [json.loads(line) for line in lines]
+    done = {_key(one): one for one in map(json.loads, lines)}
+    found = []
     for seed in given.seeds.split(","):
         for name in wanted:
             # No search: its values would differ from arm to arm.
             changes = {"search.trials": "0"} | common | every[name]
             changes |= {f"stage_{n}.seed": seed for n in ("one", "two", "three")}
             with_overrides(recipe(given.recipe), changes)  # refused before anything is trained
-            if any(one["arm"] == name and one["changes"] == changes for one in found):
-                continue
-            found.append(run(name, given.store, changes, given.recipe))
-            with kept.open("a") as file:
-                file.write(json.dumps(found[-1]) + "\n")
-            print("\n".join(told(found[-1:])), flush=True)
+            one = done.get(_key({"recipe": given.recipe, "arm": name, "changes": changes}))
+            if one is None:
+                one = run(name, given.store, changes, given.recipe)
+                with kept.open("a") as file:
+                    file.write(json.dumps(one) + "\n")
+                print("\n".join(told([one])), flush=True)
+            found.append(one)
     print("\n".join(told(found)))
     if given.page is not None:
         given.page.mkdir(parents=True, exist_ok=True)

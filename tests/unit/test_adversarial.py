@@ -32,8 +32,10 @@ def third_config(**changes):
     )
 
 
-def trainer_of(inputs, **changes):
+def trainer_of(inputs, width=1.0, **changes):
     config = third_config(**changes)
+    student = dataclasses.replace(config.student, width=width)
+    config = dataclasses.replace(config, student=student)
     return AdversarialTrainer(
         new_student(config),
         open_teacher(inputs.teacher / TEACHER),
@@ -55,8 +57,9 @@ def step(trainer, number=0, count=3):
         ({}, set()),
         ({"diversity": 0.5}, {"diversity"}),
         ({"augment": "differentiable"}, set()),
+        ({"width": 0.5}, set()),
     ],
-    ids=["plain", "diversity", "augment"],
+    ids=["plain", "diversity", "augment", "narrow"],
 )
 def test_both_sides_move(inputs, changes, more):
     """Each step changes student and critics, never the teacher; its terms are named and finite."""

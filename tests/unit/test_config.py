@@ -148,6 +148,15 @@ def test_value_of_another_type_is_named(key, text, words):
         assert word in str(caught.value)
 
 
+def test_a_random_teacher_has_no_weight_file():
+    """`teacher.epochs=0` would be ignored beside weights; it is refused with what to set."""
+    changes = {"teacher.epochs": "0"}
+    with pytest.raises(ValueError, match=r"set teacher\.weights=null and teacher\.sha256=null"):
+        with_overrides(recipe("cub"), changes)
+    changes |= {"teacher.weights": "null", "teacher.sha256": "null"}
+    assert with_overrides(recipe("cub"), changes).teacher.epochs == 0
+
+
 @pytest.mark.parametrize(
     ("resolution", "near"), [(50, 64), (0, 32), (-32, 32), (33, 32), (100, 96), (16, 32)]
 )

@@ -90,7 +90,7 @@ def test_hours_follow_from_images_and_rate(run):
 
 
 def test_a_search_is_forecast_with_every_trial_to_its_end(run):
-    """Trials, and the own values and the best ones at full length; its time limit is for trials."""
+    """Trials, and full lengths but the one that is stage two; its time limit is for trials."""
     config = with_overrides(
         run.config,
         {"search.trials": "10", "search.images": "7200", "search.reruns": "2"},
@@ -98,16 +98,36 @@ def test_a_search_is_forecast_with_every_trial_to_its_end(run):
     object.__setattr__(run, "config", config)
     found, _ = forecast(run, lambda text: None, PLENTY)
     search = next(one for one in found if one.stage == "search")
-    assert search.images == 10 * 7200 + 3 * 12 * 3600
+    assert search.images == 10 * 7200 + 2 * 12 * 3600
     assert search.hours == pytest.approx(search.images / 200 / 3600)
-    assert (search.memory_gib, search.kept_gib) == (8.0, 10 * 1.0 + 3 * 4.0)
+    assert (search.memory_gib, search.kept_gib) == (8.0, 10 * 1.0 + 2 * 4.0)
     object.__setattr__(run, "config", with_overrides(config, {"search.minutes": "3"}))
     found, _ = forecast(run, lambda text: None, PLENTY)
     search = next(one for one in found if one.stage == "search")
-    assert search.hours == pytest.approx(3 / 60 + 3 * 12 * 3600 / 200 / 3600)
+    assert search.hours == pytest.approx(3 / 60 + 2 * 12 * 3600 / 200 / 3600)
+    object.__setattr__(run, "config", with_overrides(config, {"search.stage_one": "true"}))
+    found, _ = forecast(run, lambda text: None, PLENTY)
+    search = next(one for one in found if one.stage == "search")
+    assert search.images == 10 * 7200 + 2 * (12 + 3) * 3600
+    object.__setattr__(run, "config", with_overrides(config, {"search.trials": "2"}))
+    found, _ = forecast(run, lambda text: None, PLENTY)
+    search = next(one for one in found if one.stage == "search")
+    assert search.images == 2 * 7200 + 12 * 3600
     object.__setattr__(run, "config", with_overrides(config, {"search.trials": "1"}))
     found, _ = forecast(run, lambda text: None, PLENTY)
     assert "search" not in [one.stage for one in found]
+
+
+def test_few_trials_leave_cores_idle(run, monkeypatch):
+    """Two trials of a thread each on eight cores are as fast as a quarter of them."""
+    monkeypatch.setattr(forecasting, "cores", lambda settings: 8)
+    changes = {"search.trials": "2", "search.images": "7200", "search.reruns": "0"}
+    object.__setattr__(run, "config", with_overrides(run.config, changes))
+    found, _ = forecast(run, lambda text: None, PLENTY)
+    search = next(one for one in found if one.stage == "search")
+    two = next(one for one in found if one.stage == "stage_two")
+    assert search.images_per_s == two.images_per_s / 4
+    assert search.hours == pytest.approx(2 * 7200 / search.images_per_s / 3600)
 
 
 def test_what_does_not_fit_is_warned_of_with_what_to_change(run):
@@ -137,6 +157,9 @@ def test_a_killed_measurement_is_a_warning(run, monkeypatch):
     assert found == []
     assert len(warnings) == 4
     assert "teacher.batch" in warnings[0]
+    for text in warnings:  # nothing is advised that no config has
+        for key in re.findall(r"(?:teacher|captions|stage_one|stage_two|data)\.\w+", text):
+            with_overrides(run.config, {key: "32"})
 
 
 @pytest.mark.timeout(240)

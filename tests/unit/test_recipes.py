@@ -6,7 +6,7 @@ import torch
 from sdn.config import LossWeights
 from sdn.recipes import RECIPES, recipe
 from sdn.stage_run import new_student
-from sdn.taps import taps_of
+from sdn.taps import blocks_of, taps_of
 from sdn.teacher import empty_teacher
 
 
@@ -20,12 +20,26 @@ def check_shapes(config):
     return teacher
 
 
-@pytest.mark.parametrize("name", ["tiny", "openmoji", "folder"])
+@pytest.mark.parametrize("name", ["tiny", "openmoji", "openmoji-long", "folder"])
 def test_teacher_and_student_agree(name):
     """Every tap of the recipe's student has the shape of the teacher's tap of that name."""
     config = recipe(name)
     taps = check_shapes(config)
     assert len(taps) == len(taps_of(empty_teacher(config.teacher).blocks))
+
+
+def test_a_narrow_student_has_the_taps_of_its_teacher():
+    """fashion64: of each tap a quarter of the channels, and the same height and width."""
+    config = recipe("fashion64")
+    blocks = [
+        blocks_of(config.teacher.arch, config.teacher.width * share)
+        for share in (1, config.student.width)
+    ]
+    teacher, student = (taps_of(one) for one in blocks)
+    assert [tap.name for tap in teacher] == [tap.name for tap in student]
+    for whole, narrow in zip(blocks[0], blocks[1], strict=True):
+        assert (narrow[0] * 4, narrow[1]) == tuple(whole)
+    assert new_student(config).blocks == blocks[1]
 
 
 @pytest.mark.parametrize("name", ["cub", "release-cub"])

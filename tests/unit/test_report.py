@@ -108,7 +108,18 @@ def test_a_share_is_shown_as_a_percentage_with_its_interval(found, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1823.4, "1,823"), (1000.0, "1,000"), (869.2, "869"), (0.00533, "0.00533"), (-1.5, "-1.5")],
+    [
+        (1823.4, "1,823"),
+        (1000.0, "1,000"),
+        (999.5, "1,000"),
+        (999.4, "999"),
+        (869.2, "869"),
+        (30.0, "30"),
+        (0.00533, "0.00533"),
+        (0.000051234, "0.0000512"),
+        (0.0, "0"),
+        (-1.5, "-1.5"),
+    ],
 )
 def test_a_number_is_told_in_three_digits_and_never_by_an_exponent(value, text):
     """Ranks go into the thousands."""

@@ -361,7 +361,7 @@ def test_a_narrower_student_is_compared_with_means_of_groups(dtype):
 
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_a_narrower_student_has_every_term(stage):
-    """Half and a third of the channels: 22 terms with a gradient, in both stages."""
+    """Half and a third of the channels: a term a tap, with a gradient, in both stages."""
     for share in (0.5, 0.35):
         config = dataclasses.replace(recipe("tiny"), student=StudentConfig(init="he", width=share))
         teacher, student = empty_teacher(config.teacher), new_student(config)
