@@ -1,11 +1,12 @@
-"""Can people name what was drawn? Two numbered sheets to be named before their captions are seen.
+"""Can what was drawn be named? Two numbered sheets to be named before their captions are seen.
 
     python tests/benchmarks/naming.py --data FOLDER --model FOLDER --out FOLDER
 
-`drawn.png` has what the model draws for 64 test captions; `nearest.png`, in another order, the
-training image that differs least by concept, gender, hair and tone, which is the most that copying
-can do. The captions are those with the smallest digests, so that nobody chose them; `captions.json`
-has them by sheet and number, for whoever judges the answers.
+`drawn-1.png` to `drawn-4.png` have what the model draws for 64 test captions; `nearest-1.png` to
+`nearest-4.png`, in another order, the training image that differs least by concept, gender, hair
+and tone, which is the most that copying can do. The captions are those with the smallest digests,
+so that nobody chose them; `captions.json` has them by sheet and number, for whoever judges the
+answers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from sdn.baselines import nearest_by_tone
 from sdn.data.loader import load_split
 from sdn.data.sources.openmoji import ATTRIBUTION
@@ -27,7 +26,7 @@ from sdn.sheets import contact_sheet
 if TYPE_CHECKING:
     from torch import Tensor
 
-COUNT = 64
+COUNT, ON_A_PAGE = 64, 16
 
 
 def by_digest(captions: list[str], salt: str = "") -> list[int]:
@@ -62,16 +61,17 @@ def main() -> None:
     for name in ("--data", "--model", "--out"):
         parser.add_argument(name, type=Path, required=True)
     given = parser.parse_args()
-    torch.set_num_threads(2)
     given.out.mkdir(parents=True, exist_ok=True)
     found = sheets(given.data, given.model)
     for name, (images, captions) in found.items():
-        numbers = [str(n) for n in range(1, len(captions) + 1)]
-        sheet = contact_sheet({"": images}, numbers, footer=ATTRIBUTION, side=128, across=8)
-        sheet.save(given.out / f"{name}.png")
+        for page, first in enumerate(range(0, len(captions), ON_A_PAGE), start=1):
+            part = images[first : first + ON_A_PAGE]
+            numbers = [str(first + n) for n in range(1, len(part) + 1)]
+            sheet = contact_sheet({"": part}, numbers, footer=ATTRIBUTION, side=192, across=4)
+            sheet.save(given.out / f"{name}-{page}.png")
     key = {name: captions for name, (_, captions) in found.items()}
     (given.out / "captions.json").write_text(json.dumps(key, indent=1, ensure_ascii=False))
-    print(f"drawn.png, nearest.png and captions.json are in {given.out}")
+    print(f"both sheets and captions.json are in {given.out}")
 
 
 if __name__ == "__main__":
