@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.report import COLUMNS, cell
 from sdn.config import to_dict, with_overrides
 from sdn.recipes import recipe
 
@@ -106,15 +107,16 @@ def run(name: str, store: Path, changes: dict[str, str], which: str) -> dict[str
     }
 
 
-COLUMNS = {
-    "KID": "kid_error",
-    "FID": "fid_error",
-    "caption match": "r_precision_score",
-    "top 1": "pixels/top1_score",
-    "top 5": "pixels/top5_score",
-    "diversity": "diversity_score",
-    "one caption": "caption_diversity_score",
-}
+SHOWN = (
+    "kid_error",
+    "fid_error",
+    "r_precision_score",
+    "pixels/top1_score",
+    "pixels/top5_score",
+    "pixels/median_rank",
+    "diversity_score",
+    "caption_diversity_score",
+)
 
 
 def told(found: list[dict[str, object]]) -> list[str]:
@@ -122,38 +124,33 @@ def told(found: list[dict[str, object]]) -> list[str]:
 
     Below the arms what needs no model: real images, the true image blurred, copies.
     """
-    there = [
-        name
-        for name, key in COLUMNS.items()
-        if any(_cell([one["scores"].get(key)]) for one in found)
-    ]
+    shown = [key for key in SHOWN if any(_cell(key, [one["scores"]]) for one in found)]
+    headings = [COLUMNS[key].heading for key in shown]
     lines = [
-        "| arm | seeds | " + " | ".join(there) + " | s of training | images/s, longest stage |",
-        "|---|---:|" + "---:|" * (len(there) + 2),
+        f"| arm | seeds | {' | '.join(headings)} | s of training | images/s, longest stage |",
+        "|---|---:|" + "---:|" * (len(shown) + 2),
     ]
     for name in dict.fromkeys(one["arm"] for one in found):
         rows = [one for one in found if one["arm"] == name]
-        cells = [_cell([row["scores"].get(COLUMNS[one]) for row in rows]) for one in there]
+        cells = [_cell(key, [row["scores"] for row in rows]) for key in shown]
         seconds = statistics.mean(row["seconds"] for row in rows)
         rate = statistics.mean(row["rate"] for row in rows)
         lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} | {rate:.0f} |")
     for name, scores in found[0]["floors"].items() if found else ():
-        cells = [_cell([scores.get(COLUMNS[one])]) for one in there]
+        cells = [_cell(key, [scores]) for key in shown]
         lines.append(f"| *{name}* | | {' | '.join(cells)} | | |")
     return lines
 
 
-def _cell(scores: list[dict[str, float] | None]) -> str:
-    found = [one for one in scores if one and one.get("value") is not None]
-    if not found:
+def _cell(key: str, scores: list[dict[str, dict[str, float]]]) -> str:
+    there = [one for one in scores if one.get(key, {}).get("value") is not None]
+    if not there:
         return ""
-    values = [one["value"] for one in found]
-    if len(values) > 1:
-        each = ", ".join(f"{value:.3g}" for value in values)
-        return f"{statistics.mean(values):.3g} ({each})"
-    if found[0]["low"] is None:
-        return f"{values[0]:.3g}"
-    return "{value:.3g} ({low:.3g} to {high:.3g})".format(**found[0])
+    if len(there) == 1:
+        return cell(there[0], key)
+    values = [one[key]["value"] for one in there]
+    mean = cell({key: {"value": statistics.mean(values)}}, key)
+    return f"{mean} ({', '.join(cell(one, key, bare=True) for one in there)})"
 
 
 def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bool) -> None:
