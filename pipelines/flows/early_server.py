@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +27,13 @@ def early_server() -> Iterator[Callable[[], None]]:
     if settings.api.url or not settings.server.ephemeral.enabled:
         yield lambda: None
         return
-    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.server.api import server
 
+    # Apart from this process's group: a Ctrl-C in the terminal, `timeout` and service managers
+    # signal the whole group, and a run whose server is gone waits minutes for it before it ends.
+    # Prefect ends the server with this process, and `pipelines.orphans` where this one is killed.
+    apart: Any = SimpleNamespace(**vars(subprocess))
+    apart.Popen = partial(subprocess.Popen, start_new_session=True)
+    server.subprocess = apart  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(SubprocessASGIServer().start).result
+        yield pool.submit(server.SubprocessASGIServer().start).result

@@ -45,6 +45,7 @@ CRITICS = {
 }
 
 
+_ROWS = 16
 NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
 
 
@@ -160,14 +161,14 @@ def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bo
     from sdn.sheets import contact_sheet
 
     split = load_split(store / str(found[0]["data"]), "test")
-    numbers = [i * len(split.captions) // 24 for i in range(24)]
+    numbers = [i * len(split.captions) // _ROWS for i in range(_ROWS)]
     captions = [split.captions[n][0] for n in numbers]
     columns = {"real": split.pixels[numbers]} if real else {}
     for one in found:
         if one["arm"] not in columns:
             model = open_synthesizer(store / str(one["model"]))
             columns[str(one["arm"])] = model.of_data(captions)
-    contact_sheet(columns, captions, across=1, side=64).save(folder / "ablation.png")
+    contact_sheet(columns, captions, across=1, side=96).save(folder / "ablation.png")
 
 
 def _key(one: dict[str, object]) -> str:
