@@ -160,7 +160,7 @@ class Ground:
 def ground(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
     where, faults = request.param
-    epochs = training_place.STAGE.epochs * (1 if faults > 2 else 0.4)
+    epochs = training_place.STAGE.epochs * (1 if faults > 2 else 0.2)
     if where == "folder":
         training_place.write_store(folder)
         yield Ground(folder, {}, epochs, faults)

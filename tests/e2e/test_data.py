@@ -66,6 +66,7 @@ def test_one_and_two_workers_write_the_same_bytes(here):
     assert answer(here.sdn("verify", str(root / "one"), "--json"))["damages"] == []
 
 
+@pytest.mark.rest
 def test_a_killed_preparation_goes_on(here):
     """Killed in the middle it leaves no data set; run again it ends with the same bytes."""
     root = here.store.parent
