@@ -67,29 +67,31 @@ class Display:
         began = time.monotonic()
         told_at: dict[str, float] = {}
         texts: dict[str, str] = {}
-        waiting: dict[str, str] = {}
+        current = waiting = ""
 
-        def say(stage: str) -> None:
-            self.console.print(waiting.pop(stage).rstrip(), markup=False, highlight=False)
+        def flush() -> None:
+            nonlocal waiting
+            if waiting:
+                self.console.print(waiting.rstrip(), markup=False, highlight=False)
+            waiting = ""
 
         def show(stage: str, share: float, text: str) -> None:
+            nonlocal current, waiting
+            if stage != current:
+                flush()
+                current = stage
             now = time.monotonic()
             texts[stage] = text or texts.get(stage, "")
-            for ended in [one for one in waiting if one != stage]:
-                say(ended)
             name = stage.replace("_", " ")
-            waiting[stage] = (
-                f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {texts[stage]}"
-            )
+            waiting = f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {texts[stage]}"
             if now - told_at.get(stage, -inf) >= _LINE_EVERY_S:
                 told_at[stage] = now
-                say(stage)
+                flush()
 
         try:
             yield show
         finally:
-            for ended in [*waiting]:
-                say(ended)
+            flush()
 
     def stages(self, stages: Mapping[str, dict[str, Any]], total_s: float) -> None:
         """Each stage, its share of the time, and where its result lies."""

@@ -53,7 +53,7 @@ def openmoji() -> RunConfig:
 
 
 def openmoji_long() -> RunConfig:
-    """As openmoji with a stage two of 50 epochs: about an hour on 2 cores with AVX2 alone."""
+    """As openmoji with a stage two of 50 epochs: by its rates an hour on 2 cores with AVX2."""
     base = openmoji()
     return dataclasses.replace(
         base, name="openmoji-long", stage_two=_replace(base.stage_two, epochs=50)

@@ -34,10 +34,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def background(*command: str, env: dict[str, str], log: Path):
-    """A process that is ended, with all it started, by its id."""
+def background(*command: str, env: dict[str, str], log: Path, group: bool = False):
+    """A process, also in a group of its own, that is ended, with all it started, by its id."""
     with log.open("w") as out:
-        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            command, env=env, cwd=ROOT, stdout=out, stderr=out, start_new_session=group
+        )
     try:
         yield process
     finally:

@@ -44,8 +44,6 @@ CRITICS = {
     "stage_three.beta2": "0.99",
 }
 
-
-_ROWS = 16
 NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
 
 
@@ -152,6 +150,10 @@ def _cell(key: str, scores: list[dict[str, dict[str, float]]]) -> str:
     values = [one[key]["value"] for one in there]
     mean = cell({key: {"value": statistics.mean(values)}}, key)
     return f"{mean} ({', '.join(cell(one, key, bare=True) for one in there)})"
+
+
+_ROWS = 16
+"""Captions on the sheet."""
 
 
 def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from sdn.data.loader import load_split
+from sdn.noise import coded
 from sdn.sampling import open_synthesizer
 
 CAPTIONS = 96
@@ -25,7 +26,7 @@ def activity(model: Path, captions: list[str]) -> dict[str, tuple[float, float]]
     student = synthesizer.student
     with torch.no_grad():
         text = synthesizer.encoder.encode(captions)
-        taps = student(torch.cat([text, text.new_zeros(len(text), student.noise)], dim=1))
+        taps = student(coded(text, student.noise, captions, seed=0))
     found = {}
     for name, tap in taps.items():
         if name != "image":

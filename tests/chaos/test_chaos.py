@@ -207,7 +207,7 @@ def test_no_fault_costs_more_than_an_interval_or_changes_the_end(ground, ranks):
     """
     calm = undisturbed(ground, ranks)
     draw = random.Random(f"{SEED}-{ranks}")
-    # Each kind comes, in an order drawn.
+    # In an order drawn; with fewer faults than kinds the first of them.
     wanted = [KINDS[n % len(KINDS)] for n in range(ground.faults)]
     draw.shuffle(wanted)
     counts, lost, seconds, number = Counter(), [], [], 0

@@ -21,21 +21,19 @@ def inputs(tmp_path_factory):
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def third_config(**changes):
+def third_config(width=1.0, **changes):
     """A run whose stage three has noise and two critics."""
     values = {"epochs": 2.0, "global_batch": 4, "rate": 1e-3, "precision": "float32"}
     values |= {"critics": {"pool2": 1.0, "pool4": 1.0}, "critic_width": 8, "checkpoint_images": 8}
     return dataclasses.replace(
         config_of(),
-        student=StudentConfig(init="he", noise=3),
+        student=StudentConfig(init="he", noise=3, width=width),
         stage_three=AdversarialConfig(**(values | changes)),
     )
 
 
-def trainer_of(inputs, width=1.0, **changes):
+def trainer_of(inputs, **changes):
     config = third_config(**changes)
-    student = dataclasses.replace(config.student, width=width)
-    config = dataclasses.replace(config, student=student)
     return AdversarialTrainer(
         new_student(config),
         open_teacher(inputs.teacher / TEACHER),
