@@ -45,6 +45,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet $(TORCH)
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements.lock
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pipelines.fresh_databases
 	touch $@
 
 # Everything but torch, for every platform and Python; needs uv.

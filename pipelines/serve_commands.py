@@ -183,6 +183,7 @@ def _wait_for_pool(settings: Settings, pool: str) -> None:
 
 def _become(program: Program) -> None:
     """End what an earlier process of the same part has left, write its files, become it."""
+    from pipelines.fresh_databases import lay
     from pipelines.private_files import write_private
     from pipelines.stack_sockets import clear_sockets
 
@@ -195,6 +196,8 @@ def _become(program: Program) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path, text in program.files.items():
         write_private(path, text)
+    if program.database is not None:
+        lay(*program.database)
     if program.folder is not None:
         os.chdir(program.folder)
     env = program.environment(os.environ)

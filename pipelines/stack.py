@@ -301,7 +301,12 @@ class Stack:
         patience = {WORKER: round(settings.grace_s + WORKER_S), S3: 5}
         more = {RAY: {"TMPDIR": str(self._ray_tmp)}}
         if self.new:  # they come afterwards, see `pipelines.flows.blocks`
-            more[PREFECT] = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+            more[PREFECT] = {
+                "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+                # Whether they have changed is not asked either: it takes loading all packages
+                # that may bring some, such as that of Kubernetes, 2 s of a core.
+                "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+            }
         return [
             Kept(
                 name=part,

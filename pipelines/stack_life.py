@@ -101,7 +101,7 @@ def bring_up(stack: Stack, plan: Plan, settings: Settings, say: Say) -> None:
                     if one.state in {"FATAL", "EXITED", "STOPPED"}:
                         say(f"{one.name} had ended ({one.why}); started again")
                         stack.keeper.again(one.name)
-            _wait(stack, plan, settings, env, say)
+            _wait(stack, plan, settings, env, say, new=new)
             _resume(stack, settings)
         except BaseException:
             if states is None:
@@ -166,7 +166,9 @@ def _mark_of(pid: int) -> Marked | None:
     return None
 
 
-def _wait(stack: Stack, plan: Plan, settings: Settings, env: dict[str, str], say: Say) -> None:
+def _wait(
+    stack: Stack, plan: Plan, settings: Settings, env: dict[str, str], say: Say, *, new: bool
+) -> None:
     """Deploy, and wait until every part is healthy.
 
     Raises:
@@ -174,7 +176,7 @@ def _wait(stack: Stack, plan: Plan, settings: Settings, env: dict[str, str], say
     """
     began = time.monotonic()
     probe, left = Probe(plan, settings), dict.fromkeys(plan.parts, "")
-    with _deploying(stack, env) as deploying:
+    with _deploying(stack, env, new=new) as deploying:
         done = False
         while left or not done:
             seconds = time.monotonic() - began
@@ -198,9 +200,11 @@ def _wait(stack: Stack, plan: Plan, settings: Settings, env: dict[str, str], say
 
 
 @contextmanager
-def _deploying(stack: Stack, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _deploying(
+    stack: Stack, env: dict[str, str], *, new: bool
+) -> Iterator[subprocess.Popen[bytes]]:
     """`sdn deploy`, which itself waits for what it needs; ended if it is not done by then."""
-    early = ["--load-early"] if stack.new else []
+    early = ["--load-early"] if new else []
     process = _begin(stack, _DEPLOY, "pipelines.cli", "deploy", "--pool", POOL, *early, env=env)
     try:
         yield process
