@@ -18,6 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PREFECT, MLFLOW = "prefect", "mlflow"
 _TAIL = 2000
@@ -26,6 +30,25 @@ _TAIL = 2000
 def place(kind: str) -> Path:
     """Where the empty database of the installed version lies, if it was made."""
     return Path(sysconfig.get_path("data")) / "share" / "sdn" / f"{kind}-{version(kind)}.db"
+
+
+def file_of(kind: str, env: Mapping[str, str]) -> Path | None:
+    """The SQLite file in which a server has its database; None where it may be elsewhere.
+
+    Args:
+        kind: `PREFECT` or `MLFLOW`.
+        env: the server's environment.
+    """
+    if kind == MLFLOW:
+        return sqlite_file(env.get("MLFLOW_BACKEND_STORE_URI", ""))
+    named = any(name.startswith("PREFECT_") and "DATABASE" in name for name in env)
+    return None if named or "PREFECT_HOME" not in env else Path(env["PREFECT_HOME"], "prefect.db")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a database's address; None for another kind, or one with options."""
+    scheme, found, file = uri.partition(":///")
+    return Path(file) if found and scheme.startswith("sqlite") and "?" not in file else None
 
 
 def lay(kind: str, path: Path) -> bool:

@@ -183,7 +183,7 @@ def _wait_for_pool(settings: Settings, pool: str) -> None:
 
 def _become(program: Program) -> None:
     """End what an earlier process of the same part has left, write its files, become it."""
-    from pipelines.fresh_databases import lay
+    from pipelines.fresh_databases import file_of, lay
     from pipelines.private_files import write_private
     from pipelines.stack_sockets import clear_sockets
 
@@ -196,11 +196,11 @@ def _become(program: Program) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path, text in program.files.items():
         write_private(path, text)
-    if program.database is not None:
-        lay(*program.database)
     if program.folder is not None:
         os.chdir(program.folder)
     env = program.environment(os.environ)
+    if program.database is not None and (file := file_of(program.database, env)) is not None:
+        lay(program.database, file)
     os.execvpe(program.argv[0], list(program.argv), env)  # noqa: S606 (without a shell)
 
 

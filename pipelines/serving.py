@@ -7,7 +7,6 @@ the environment and goes into the environment or a private file, never into argu
 from __future__ import annotations
 
 import ipaddress
-import os
 import secrets
 import shutil
 import sys
@@ -57,8 +56,8 @@ class Program:
     """Written before, for their owner alone."""
     fresh: Path | None = None
     """A folder of nothing but such files, emptied before."""
-    database: tuple[str, Path] | None = None
-    """Whose database, in which SQLite file; one that is not there begins as an empty one."""
+    database: str | None = None
+    """Whose database it has, see `pipelines.fresh_databases`."""
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
         """The whole environment, out of the one given."""
@@ -194,10 +193,8 @@ def mlflow_program(
     }
     if settings.s3_endpoint is not None:
         env["MLFLOW_S3_ENDPOINT_URL"] = settings.s3_endpoint
-    file = uri.removeprefix("sqlite:///")
-    begun = (MLFLOW, Path(file)) if file != uri and "?" not in file else None
     if found is None:
-        return Program(argv=tuple(argv), env=env, database=begun)
+        return Program(argv=tuple(argv), env=env, database=MLFLOW)
     user, password = found
     private = settings.cache.expanduser().resolve() / "serve" / f"mlflow-{port}"
     env |= {
@@ -212,7 +209,7 @@ def mlflow_program(
     return Program(
         argv=(*argv, "--app-name", "basic-auth"),
         env=env,
-        database=begun,
+        database=MLFLOW,
         # Asked by names that MLflow cannot know, such as a service's; the login says who asks.
         defaults={} if is_loopback(host) else {"MLFLOW_SERVER_ALLOWED_HOSTS": "*"},
         files={private / "auth.ini": "\n".join(lines)},
@@ -259,16 +256,8 @@ def prefect_program(settings: Settings, *, host: str, port: int, uri: str | None
             else "/api"
         },
         unset=("PREFECT_API_URL",),  # it is for those who ask a server
-        database=_prefect_file() if uri is None else None,
+        database=PREFECT,
     )
-
-
-def _prefect_file() -> tuple[str, Path] | None:
-    """Where Prefect's server has its own database; None where something else may say so."""
-    home = os.environ.get("PREFECT_HOME")
-    if home is None or any("DATABASE" in name for name in os.environ if name.startswith("PREFECT")):
-        return None
-    return PREFECT, Path(home) / "prefect.db"
 
 
 def worker_program(settings: Settings, *, pool: str, kind: str) -> Program:

@@ -14,8 +14,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from pipelines.fresh_databases import MLFLOW, lay
 from pipelines.points import spooled_points
-from pipelines.tracking_place import tracking_uri
+from pipelines.tracking_place import LOCAL_FILE, tracking_uri
 from sdn.recording import SHEETS
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def client(settings: Settings) -> mlflow.MlflowClient:
     for name, value in settings.logins.items():
         os.environ.setdefault(name, value)
     uri = tracking_uri(settings)
+    if settings.tracking_uri is None:
+        lay(MLFLOW, settings.local / LOCAL_FILE)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return mlflow.MlflowClient(uri, uri)

@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from pipelines.settings import Settings
 
 
+LOCAL_FILE = "mlflow.db"
+"""Beside the store, where no server is configured."""
+
+
 def tracking_uri(settings: Settings) -> str:
     """Where runs and models are kept: the configured server, or SQLite beside the store."""
-    return settings.tracking_uri or f"sqlite:///{settings.local / 'mlflow.db'}"
+    return settings.tracking_uri or f"sqlite:///{settings.local / LOCAL_FILE}"
 
 
 def shown_uri(settings: Settings) -> str:

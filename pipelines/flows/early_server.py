@@ -21,7 +21,9 @@ def early_server() -> Iterator[Callable[[], None]]:
         To be called before that request: waits until the server answers; raises RuntimeError if
         it does not within PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
     """
-    from prefect.settings import get_current_settings
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, get_current_settings
+
+    from pipelines.fresh_databases import PREFECT, lay, sqlite_file
 
     settings = get_current_settings()
     if settings.api.url or not settings.server.ephemeral.enabled:
@@ -29,6 +31,10 @@ def early_server() -> Iterator[Callable[[], None]]:
         return
     from prefect.server.api import server
 
+    file = sqlite_file(PREFECT_API_DATABASE_CONNECTION_URL.value())
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lay(PREFECT, file)
     # Apart from this process's group: a Ctrl-C in the terminal, `timeout` and service managers
     # signal the whole group, and a run whose server is gone waits minutes for it before it ends.
     # Prefect ends the server with this process, and `pipelines.orphans` where this one is killed.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import serving, stack_sockets
+from pipelines.fresh_databases import file_of
 from pipelines.settings import Settings
 
 SECRET = "a-secret-of-tests"
@@ -135,6 +136,27 @@ def test_prefect_asks_for_the_login_and_no_other_server(monkeypatch):
     assert env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert env["HOME"] == "h"
     assert "PREFECT_API_URL" not in env
+
+
+def test_a_servers_own_file_may_begin_as_a_copy(monkeypatch):
+    """Prefect's in its home, MLflow's where it is told, with a login too; no database elsewhere."""
+    home = {"PREFECT_HOME": "/somewhere/prefect"}
+    elsewhere = {"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///elsewhere.db"}
+    assert begins(prefect(), home) == Path("/somewhere/prefect/prefect.db")
+    assert begins(prefect(), {}) is None
+    assert begins(prefect(), home | elsewhere) is None
+    assert begins(prefect(uri="postgresql+asyncpg://db/prefect"), home) is None
+    assert begins(mlflow(), home) == Path("m.db")
+    assert begins(mlflow(uri="sqlite:////data/m.db"), {}) == Path("/data/m.db")
+    assert begins(mlflow(uri="postgresql://db/mlflow"), {}) is None
+    assert begins(mlflow(uri="sqlite:///m.db?mode=ro"), {}) is None
+    monkeypatch.setenv("SDN_AUTH", LOGIN)
+    assert begins(mlflow(), {}) == Path("m.db")
+    assert s3().database is None
+
+
+def begins(program, given):
+    return file_of(program.database, program.environment(given))
 
 
 def test_pages_elsewhere_find_their_server(monkeypatch):

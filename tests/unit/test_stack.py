@@ -194,7 +194,7 @@ def test_programs_are_the_commands_that_others_run(stack, monkeypatch):
         does = ["reconcile"] if one.name == "reconciler" else ["serve", one.name]
         assert list(one.argv[1:5])[: 2 + len(does)] == ["-m", "pipelines.cli", *does]
         assert {"SDN_PART_OF": str(stack.folder), "SDN_PART": one.name}.items() <= one.env.items()
-        assert len(one.env) == (3 if one.name in {"ray", "prefect"} else 2)
+        assert len(one.env) == {"ray": 3, "prefect": 4}.get(one.name, 2)
     # A new server begins without its blocks, which come later; one that has them looks itself.
     blocks = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
     assert blocks.items() <= next(one for one in programs if one.name == "prefect").env.items()
@@ -453,7 +453,7 @@ def test_a_pool_that_a_killed_end_left_paused_goes_on(stack, monkeypatch):
     machine = Machine(monkeypatch, stack, [])
     machine.paused = True
     stack.paused.touch()
-    monkeypatch.setattr(stack_life, "_wait", lambda *a: None)
+    monkeypatch.setattr(stack_life, "_wait", lambda *a, new: None)
     stack_life.bring_up(stack, Plan(), Settings(), print)
     assert machine.did == ["pool paused: False"]
     assert not stack.paused.exists()
@@ -464,7 +464,7 @@ def test_a_start_that_fails_ends_what_it_started_alone(stack, monkeypatch):
     machine = Machine(monkeypatch, stack, [("worker", "f1"), ("mlflow", None)])
     heard = []
 
-    def fails(*_):
+    def fails(*_, new):
         raise stack_life.StackError("mlflow does not start")
 
     def say(text):
