@@ -326,9 +326,13 @@ class StudentConfig:
     condition: Literal["top", "levels"] = "top"
     """Where the text enters. top: where the student begins, as in the paper. levels: at each
     convolution too, as a scale and a shift of its sums."""
+    leak: float = 0.0
+    """Factor on what is below 0, in [0, 1); 0, as in the paper, is the ReLU. With a leak a unit
+    that is below 0 for every caption, as stage one leaves many, can still learn."""
 
     def __post_init__(self) -> None:
         _require(0 < self.width <= 1, f"student.width must be in (0, 1], not {self.width}")
+        _require(0 <= self.leak < 1, f"student.leak must be in [0, 1), not {self.leak}")
         _require(self.noise >= 0, f"student.noise must be >= 0, not {self.noise}")
 
 

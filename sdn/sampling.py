@@ -175,6 +175,7 @@ def _student(path: Path) -> tuple[Student, dict[str, Any]]:
             width=settings["width"],
             noise=settings.get("noise", 0),
             condition=settings.get("condition", "top"),
+            leak=float(settings.get("leak", 0)),
         )
         student.load_state_dict(weights)
         int(settings["max_chars"])

@@ -110,6 +110,7 @@ def new_student(config: RunConfig) -> Student:
         width=width,
         noise=config.student.noise,
         condition=config.student.condition,
+        leak=config.student.leak,
         init=config.student.init,
         seed=config.stage_one.seed,
     )
@@ -281,6 +282,7 @@ def write_model(
             "width": config.teacher.width * config.student.width,
             "noise": student.noise,
             "condition": student.condition,
+            "leak": student.leak,
         },
         config.captions.max_chars,
     )

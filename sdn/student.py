@@ -43,6 +43,7 @@ class Student(nn.Module):
         width: float = 1.0,
         noise: int = 0,
         condition: Literal["top", "levels"] = "top",
+        leak: float = 0.0,
         init: Literal["release", "he", "identity"] = "release",
         seed: int = 0,
     ) -> None:
@@ -53,6 +54,7 @@ class Student(nn.Module):
         width: factor on the hidden linear layers, the teacher's.
         noise: random numbers beside the text embedding, N.
         condition: where the text enters, see `sdn.config.StudentConfig`.
+        leak: factor on what is below 0, in [0, 1); 0 is the ReLU.
         init: deviations of the initial weights, see `sdn.config.StudentConfig`.
         seed: of the initial weights.
 
@@ -71,6 +73,7 @@ class Student(nn.Module):
         self.top = (blocks[-1][0], resolution // 2 ** len(blocks))
         self.top_tap = f"pool{len(blocks)}"
         self.text_dim, self.noise, self.condition = text_dim, noise, condition
+        self.leak = leak
         self.fc7 = nn.Linear(text_dim + noise, hidden)
         self.fc6 = nn.Linear(hidden, hidden)
         self.pool = nn.Linear(hidden, self.top[0] * self.top[1] ** 2)
@@ -115,10 +118,10 @@ class Student(nn.Module):
             [-1, 1] but not clamped.
         """
         left = None if wanted is None else set(wanted)
-        x = functional.relu(self.fc7(code))  # (B, hidden)
-        x = functional.relu(self.fc6(x))  # (B, hidden)
+        x = self._rectified(self.fc7(code))  # (B, hidden)
+        x = self._rectified(self.fc6(x))  # (B, hidden)
         channels, side = self.top
-        x = functional.relu(self.pool(x)).view(-1, channels, side, side)
+        x = self._rectified(self.pool(x)).view(-1, channels, side, side)
         x = x.contiguous(memory_format=torch.channels_last)
         taps = {self.top_tap: x}
         for layer in self.layers:
@@ -131,10 +134,16 @@ class Student(nn.Module):
                 if self.levels is not None and layer.tap in self.levels:
                     scale, shift = self.levels[layer.tap](code)[:, :, None, None].chunk(2, dim=1)
                     x = torch.addcmul(x + shift, x, scale)
-                # In place: nothing else reads the sums.
-                x = x if layer.tap == "image" else functional.relu(x, inplace=True)
+                x = x if layer.tap == "image" else self._rectified(x)
             taps[layer.tap] = x
         return taps
+
+    def _rectified(self, sums: Tensor) -> Tensor:
+        """In place: nothing else reads the sums."""
+        if self.leak:
+            # Departs from the paper: a unit can come back from below 0.
+            return functional.leaky_relu(sums, self.leak, inplace=True)
+        return functional.relu(sums, inplace=True)
 
 
 def _unmoved(size: int, out: int) -> nn.Linear:

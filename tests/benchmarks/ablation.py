@@ -68,6 +68,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         **({"fitted teacher": NO_WEIGHTS} if config.teacher.weights else {}),
         "sentence encoder": {"captions.encoder": "sentence"},
         "levels": {"student.condition": "levels"},
+        "leak": {"student.leak": "0.1"},
         "half the width": {"student.width": str(config.student.width / 2)},
         "critics": third,
         "critics with noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},

@@ -26,6 +26,7 @@ from sdn.sampling import (
 from sdn.stage_run import new_student, write_model
 from sdn.student import Student
 from sdn.taps import blocks_of
+from sdn.teacher import channels_last
 from sdn.tensor_files import read_tensors, write_tensors
 
 WIDTH = 0.05
@@ -62,23 +63,27 @@ def test_pixels():
     assert len(found.unique()) > 2
 
 
-def test_a_model_narrower_than_its_teacher_is_read_back(tmp_path):
-    """The folder says how wide the student is; it draws what the student drew that was written."""
+def test_a_model_that_departs_from_its_teacher_is_read_back(tmp_path):
+    """The folder says how the student is made; it draws what the student drew that was written."""
     config = RunConfig(
         name="narrow",
         data=DataConfig(resolution=32),
         teacher=TeacherConfig(arch="vgg11", width=0.1),
-        student=StudentConfig(init="he", width=0.5),
+        student=StudentConfig(init="he", width=0.5, noise=3, condition="levels", leak=0.2),
         captions=CaptionConfig(dim=8, width=8, max_chars=40),
     )
     for name in ("captions", "model"):
         (tmp_path / name).mkdir()
     save_encoder(new_encoder(config.captions), tmp_path / "captions" / ENCODER)
     student = new_student(config)
+    torch.manual_seed(0)
+    for layer in student.levels.values():
+        torch.nn.init.normal_(layer.weight, 0, 0.1)
     write_model(tmp_path / "model", config, tmp_path / "captions", student.state_dict())
     opened = open_synthesizer(tmp_path / "model")
     assert opened.student.blocks == blocks_of("vgg11", WIDTH)
-    given = Synthesizer(encoder=opened.encoder, student=student.eval(), resolution=32, max_chars=40)
+    drawing = channels_last(student.eval())
+    given = Synthesizer(encoder=opened.encoder, student=drawing, resolution=32, max_chars=40)
     assert torch.equal(opened(CAPTIONS), given(CAPTIONS))
 
 

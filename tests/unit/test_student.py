@@ -198,13 +198,18 @@ def test_only_the_image_is_without_relu():
         assert (tap > 0).any(), name
 
 
-def test_forward_equals_the_table_written_out():
+@pytest.mark.parametrize("leak", [0, 0.1])
+def test_forward_equals_the_table_written_out(leak):
     """The forward pass is the published chain of layers, written out here for a small VGG11."""
-    student = student_of(init="he").double()
+    student = student_of(init="he", leak=leak).double()
+
+    def rectified(sums):
+        return torch.where(sums > 0, sums, leak * sums)
+
     text = torch.randn(3, 12, dtype=torch.float64)
-    x = functional.relu(text @ student.fc7.weight.T + student.fc7.bias)
-    x = functional.relu(x @ student.fc6.weight.T + student.fc6.bias)
-    x = functional.relu(x @ student.pool.weight.T + student.pool.bias)
+    x = rectified(text @ student.fc7.weight.T + student.fc7.bias)
+    x = rectified(x @ student.fc6.weight.T + student.fc6.bias)
+    x = rectified(x @ student.pool.weight.T + student.pool.bias)
     x = x.reshape(3, NARROW[-1][0], 1, 1)
     expected = {"pool5": x}
     for block in (
@@ -218,7 +223,7 @@ def test_forward_equals_the_table_written_out():
         for name in block[1:]:
             conv = student.convs[name]
             x = functional.conv2d(x, conv.weight, conv.bias, padding=1)
-            x = expected[name] = x if name == "image" else x.clamp(min=0)
+            x = expected[name] = x if name == "image" else rectified(x)
     taps = student(text)
     assert taps.keys() == expected.keys()
     for name, tap in taps.items():
@@ -251,3 +256,15 @@ def test_nothing_below_the_lowest_wanted_tap_is_computed(monkeypatch):
     found = student(text, ("pool4", "conv3_1"))
     assert {"pool4", "conv3_1"} <= found.keys()
     assert all(torch.equal(tap, everything[name]) for name, tap in found.items())
+
+
+def test_only_with_a_leak_a_unit_below_0_learns():
+    """One that every caption leaves below 0: through the ReLU no gradient comes back."""
+    moved = []
+    for leak in (0, 0.1):
+        student = student_of(init="he", leak=leak)
+        with torch.no_grad():
+            student.convs["pool3"].bias.fill_(-100)
+        student(torch.randn(3, 12))["image"].sum().backward()
+        moved.append(bool(student.convs["pool3"].bias.grad.any()))
+    assert moved == [False, True]
