@@ -7,10 +7,11 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+DATABASES := $(VENV)/databases
 
 .PHONY: run test test-all chaos check format lock clean
 
-run: $(READY)
+run: $(DATABASES)
 	$(BIN)/sdn run $(RECIPE) $(ARGS)
 
 # Quick tests in two processes, then the others in one; see tests/conftest.py.
@@ -24,10 +25,10 @@ test-all: check
 	$(PYTEST) $(ARGS)
 
 # 200 faults at random times; SDN_CHAOS_SEED=N draws other ones.
-chaos: $(READY)
+chaos: $(DATABASES)
 	SDN_CHAOS=200 $(BIN)/python -m pytest tests/chaos -s $(ARGS)
 
-check: $(READY)
+check: $(DATABASES)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -45,6 +46,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet $(TORCH)
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements.lock
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# What new stores of Prefect and MLflow begin with.
+$(DATABASES): $(READY) pipelines/fresh_databases.py
 	$(BIN)/python -m pipelines.fresh_databases
 	touch $@
 

@@ -1,13 +1,15 @@
 """Empty databases of Prefect and MLflow, made once an environment: a new store begins with a copy.
 
-Their migrations tell all of their history to each new file, which takes 11 s of a core. So
+Their migrations tell all of their history to each new file, which takes 13 s of a core for both. So
 `python -m pipelines.fresh_databases` has them do it when the project is installed (`make` does);
-where that was not done, or another version is installed since, the servers migrate as ever.
+where that was not done, another version is installed since, or the file system has no hard links,
+the servers migrate as ever.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sqlite3
 import subprocess
@@ -24,12 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFECT, MLFLOW = "prefect", "mlflow"
+_PATIENCE_S = 300
 _TAIL = 2000
 
 
 def place(kind: str) -> Path:
     """Where the empty database of the installed version lies, if it was made."""
-    return Path(sysconfig.get_path("data")) / "share" / "sdn" / f"{kind}-{version(kind)}.db"
+    return _folder() / f"{kind}-{version(kind)}.db"
+
+
+def _folder() -> Path:
+    return Path(sysconfig.get_path("data")) / "share" / "sdn"
 
 
 def file_of(kind: str, env: Mapping[str, str]) -> Path | None:
@@ -42,13 +49,15 @@ def file_of(kind: str, env: Mapping[str, str]) -> Path | None:
     if kind == MLFLOW:
         return sqlite_file(env.get("MLFLOW_BACKEND_STORE_URI", ""))
     named = any(name.startswith("PREFECT_") and "DATABASE" in name for name in env)
-    return None if named or "PREFECT_HOME" not in env else Path(env["PREFECT_HOME"], "prefect.db")
+    home = env.get("PREFECT_HOME")
+    return None if named or not home else Path(home).expanduser() / "prefect.db"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a database's address; None for another kind, or one with options."""
-    scheme, found, file = uri.partition(":///")
-    return Path(file) if found and scheme.startswith("sqlite") and "?" not in file else None
+    """The file of a database's address; None for another kind, for none, or one with options."""
+    scheme, _, file = uri.partition(":///")
+    plain = file and not file.startswith(":") and "?" not in file
+    return Path(file) if plain and scheme.startswith("sqlite") else None
 
 
 def lay(kind: str, path: Path) -> bool:
@@ -56,18 +65,21 @@ def lay(kind: str, path: Path) -> bool:
 
     Args:
         kind: `PREFECT` or `MLFLOW`.
-        path: of the new SQLite file, in a folder that is there; never one that is there already.
+        path: of the new SQLite file; never one that is there already.
 
     Returns:
-        Whether it was; else the server makes it.
+        Whether it was; else the server makes it, or says what is wrong with the place.
     """
     # What an earlier database has left in a log would be played into the new one.
     if any(path.with_name(path.name + end).exists() for end in ("", "-wal", "-journal")):
         return False
-    new = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = _beside(path)
         try:
-            shutil.copyfile(place(kind), new)
+            with place(kind).open("rb") as source, new.open("xb") as target:
+                shutil.copyfileobj(source, target)
+                _to_disk(target.fileno())
             # Unlike a rename it fails where another process was quicker, whose server may write.
             os.link(new, path)
         finally:
@@ -76,22 +88,34 @@ def lay(kind: str, path: Path) -> bool:
     return False
 
 
+def _beside(path: Path) -> Path:
+    """A name that nothing has: what is written there is no second name of a database in use."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def _to_disk(file: int) -> None:
+    """After a loss of power a name shall not stand for half a database."""
+    os.fsync(file)
+
+
 def make(kind: str) -> None:
     """Have the installed version migrate an empty file, and keep it.
 
     Raises:
-        RuntimeError: it refuses, with the last that it said.
+        RuntimeError: it refuses, with the last that it said, or what it made is damaged.
         OSError: the file cannot be written.
+        subprocess.TimeoutExpired: it does not come to an end.
     """
     others = ("PREFECT_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     target = place(kind)
     target.parent.mkdir(parents=True, exist_ok=True)
+    new = _beside(target)
     with tempfile.TemporaryDirectory(prefix="sdn-database-") as folder:
         made = Path(folder) / f"{kind}.db"
         address = f"sqlite:///{made}"
         words = ("server", "database", "upgrade", "-y") if kind == PREFECT else ("db", "upgrade")
-        done = subprocess.run(  # noqa: S603 (a package of ours)
+        done = subprocess.run(  # noqa: S603 (a package that the project needs)
             [sys.executable, "-m", kind, *words, *((address,) if kind == MLFLOW else ())],
             env=env
             | {
@@ -100,24 +124,40 @@ def make(kind: str) -> None:
                 "DO_NOT_TRACK": "1",
                 "MLFLOW_DISABLE_TELEMETRY": "true",
             },
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            timeout=_PATIENCE_S,
             check=False,
         )
         if done.returncode != 0:
             raise RuntimeError(f"{kind} does not make its database: {done.stdout[-_TAIL:]}")
-        new = target.with_name(f".{target.name}.{os.getpid()}")
-        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(new)) as copy:
-            source.backup(copy)
-    new.replace(target)
+        try:
+            with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(new)) as copy:
+                source.backup(copy)
+                found = copy.execute("PRAGMA integrity_check").fetchone()[0]
+            if found != "ok":
+                raise RuntimeError(f"the database that {kind} has made is damaged: {found}")
+            with new.open("rb") as file:
+                _to_disk(file.fileno())
+            new.replace(target)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def main() -> None:
-    """Make both that are not there."""
-    missing = [kind for kind in (PREFECT, MLFLOW) if not place(kind).exists()]
+    """Make both that are not there; those of other versions, and leftovers, go."""
+    kinds = (PREFECT, MLFLOW)
+    kept = {place(kind) for kind in kinds}
+    for path in {*_folder().glob("*.db"), *_folder().glob(".*.db.*")} - kept:
+        path.unlink(missing_ok=True)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(make, missing))
+        wanted = {kind: pool.submit(make, kind) for kind in kinds if not place(kind).exists()}
+    for kind, made in wanted.items():
+        if error := made.exception():
+            # Installing does not fail for it: nothing but the time of first starts is lost.
+            print(f"no empty database of {kind} ({error}); its servers make their own", flush=True)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ class Stack:
 
     @property
     def new(self) -> bool:
-        """Whether its Prefect server has never run, so that all has to be deployed."""
+        """Whether its Prefect server has never been started, so that all has to be deployed."""
         return not (self.folder / "prefect-home" / "prefect.db").exists()
 
     @property

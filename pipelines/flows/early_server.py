@@ -33,7 +33,6 @@ def early_server() -> Iterator[Callable[[], None]]:
 
     file = sqlite_file(PREFECT_API_DATABASE_CONNECTION_URL.value())
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         lay(PREFECT, file)
     # Apart from this process's group: a Ctrl-C in the terminal, `timeout` and service managers
     # signal the whole group, and a run whose server is gone waits minutes for it before it ends.

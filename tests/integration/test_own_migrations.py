@@ -32,19 +32,22 @@ SqlAlchemyStore(os.environ["FILE"], "artifacts")
 
 
 def schema(path):
-    """What a database has: (type, name) -> the words with which it was made; rows of tables.
+    """What a database has: all that there is, and the rows of its tables.
 
-    Sorted: Prefect's migrations write a table's foreign keys in an order that changes.
+    Columns with their types in their order; what else a statement has as words without an order,
+    for Prefect's migrations write a table's foreign keys in one that changes.
     """
     with closing(sqlite3.connect(path)) as database:
         found = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-        rows = {
-            name: database.execute(f'SELECT * FROM "{name}"').fetchall()
-            for kind, name, _ in found
-            if kind == "table"
-        }
-    made = {(kind, name): sorted(re.findall(r"[^\s,()]+", sql or "")) for kind, name, sql in found}
-    return made, {name: kept for name, kept in rows.items() if kept}
+        made = {(kind, name): sorted(re.findall(r"[^\s,()]+", sql or "")) for kind, name, sql in found}
+        rows = {}
+        for name in [name for kind, name, _ in found if kind == "table"]:
+            made["columns", name] = database.execute(f'PRAGMA table_xinfo("{name}")').fetchall()
+            keys = database.execute(f'PRAGMA foreign_key_list("{name}")').fetchall()
+            made["keys", name] = sorted(str(key[2:]) for key in keys)
+            if kept := database.execute(f'SELECT * FROM "{name}"').fetchall():
+                rows[name] = kept
+    return made, rows
 
 
 @pytest.mark.parametrize("kind", [PREFECT, MLFLOW])

@@ -143,6 +143,7 @@ def test_a_servers_own_file_may_begin_as_a_copy(monkeypatch):
     home = {"PREFECT_HOME": "/somewhere/prefect"}
     elsewhere = {"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///elsewhere.db"}
     assert begins(prefect(), home) == Path("/somewhere/prefect/prefect.db")
+    assert begins(prefect(), {"PREFECT_HOME": "~/p"}) == Path.home() / "p" / "prefect.db"
     assert begins(prefect(), {}) is None
     assert begins(prefect(), home | elsewhere) is None
     assert begins(prefect(uri="postgresql+asyncpg://db/prefect"), home) is None

@@ -196,7 +196,10 @@ def test_programs_are_the_commands_that_others_run(stack, monkeypatch):
         assert {"SDN_PART_OF": str(stack.folder), "SDN_PART": one.name}.items() <= one.env.items()
         assert len(one.env) == {"ray": 3, "prefect": 4}.get(one.name, 2)
     # A new server begins without its blocks, which come later; one that has them looks itself.
-    blocks = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+    blocks = {
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+        "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+    }
     assert blocks.items() <= next(one for one in programs if one.name == "prefect").env.items()
     (stack.folder / "prefect-home" / "prefect.db").touch()
     again = next(one for one in stack.programs(plan, Settings()) if one.name == "prefect")
