@@ -44,6 +44,8 @@ class Running:
     ports: dict[str, int]
     listening: tuple[set[int], set[Path]] = field(default=(set(), set()))
     """Before it was ended, see `listening`."""
+    said: str = ""
+    """By the command that started it."""
 
     @property
     def folder(self) -> Path:
@@ -129,8 +131,8 @@ def stack(tmp_path_factory):
     found = Running(root=folder / "runs", env=env, ports=ports)
     try:
         began = time.monotonic()
-        said = found.up()
-        print(f"\nup after {time.monotonic() - began:.1f} s\n{said}")
+        found.said = found.up()
+        print(f"\nup after {time.monotonic() - began:.1f} s\n{found.said}")
         yield found
     finally:
         for one in marked(found.folder):
@@ -146,7 +148,11 @@ def test_up_makes_all_that_flows_need(stack):
         PARTS, "healthy"
     )
     print(f"\n{found['memory_mib']} MiB: {[(p['name'], p['memory_mib']) for p in found['parts']]}")
-    assert found["memory_mib"] < 1800
+    assert found["memory_mib"] * 2**20 < 1.8e9
+    pages = ("S3", "MLflow: runs and models", "Prefect: start and watch flows")
+    for port, page in zip(stack.ports.values(), pages, strict=True):
+        assert f"http://127.0.0.1:{port}  {page}" in stack.said
+    assert str(stack.folder / "env.sh") in stack.said
     assert [one["Name"] for one in stack.s3().list_buckets()["Buckets"]] == ["sdn"]
     pool = stack.api("GET", "work_pools/sdn").json()
     assert (pool["type"], pool["concurrency_limit"]) == ("process", 4)
@@ -160,6 +166,13 @@ def test_up_makes_all_that_flows_need(stack):
     while "slack-webhook" not in (blocks := _slugs(stack)):
         assert time.monotonic() < until, blocks
         time.sleep(0.5)
+
+
+def test_all_of_it_listens_on_this_machine_alone(stack):
+    """Every port that any of its processes has open, SeaweedFS's own among them."""
+    found = [at.laddr for at in connections(stack) if at.status == psutil.CONN_LISTEN]
+    assert {at.port for at in found} > set(stack.ports.values())
+    assert {at.ip for at in found} == {"127.0.0.1"}
 
 
 def _slugs(stack):
@@ -299,6 +312,25 @@ def test_ctrl_c_ends_a_half_started_stack(stack):
 
 
 @pytest.mark.rest
+def test_a_start_that_was_killed_goes_on(stack):
+    """`kill -9` of `sdn up` at half-way: what it has started runs, and the next one ends well."""
+    command = (COMMAND, "up", "--store", str(stack.root), "--detach", *stack.options)
+    with subprocess.Popen(command, env=stack.env, stdout=subprocess.DEVNULL) as up:
+        until = time.monotonic() + 60
+        while len({one.part for one in marked(stack.folder)}) < 4:
+            assert up.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        up.kill()
+    stack.sdn("status", "--store", str(stack.root), ok=1)
+    stack.up()
+    assert stack.status()["healthy"]
+    stack.listening = listening(stack)
+    assert "has ended" in stack.sdn("down", "--store", str(stack.root))
+    assert_nothing_is_left(stack)
+
+
+@pytest.mark.rest
 def test_a_stack_with_ray_asks_for_its_token(stack):
     """Healthy, used with the token of `env.sh`, refused without; gone after `down`."""
     names = ("ray", "dashboard")
@@ -317,6 +349,10 @@ def test_a_stack_with_ray_asks_for_its_token(stack):
     assert run_ray(ray.client) == "42"
     without = ray.client | {"RAY_AUTH_TOKEN_PATH": "/dev/null"}
     assert "42" not in run_ray(without)
+    killed = ray.pids()["ray"]
+    os.kill(killed, signal.SIGKILL)
+    ray.wait_healthy("ray", killed)
+    assert run_ray(ray.client) == "42"
     ray.listening = listening(ray)
     assert set(ray.ports.values()) < ray.listening[0]
     assert "has ended" in ray.sdn("down", "--store", str(ray.root))
@@ -372,16 +408,37 @@ def read_until(screen, words, up):
 def listening(stack):
     """Ports and sockets' files at which a process of the stack listens."""
     ports, sockets = set(), {Stack(stack.folder).runtime / "supervisor.sock"}
+    for at in connections(stack):
+        if at.status == psutil.CONN_LISTEN:
+            ports.add(at.laddr.port)
+        elif at.family == socket.AF_UNIX and at.laddr:
+            path = at.folder / at.laddr
+            if path.is_socket():
+                sockets.add(path)
+    return ports, sockets
+
+
+@dataclass
+class Connection:
+    """What a process of the stack has open."""
+
+    family: int
+    status: str
+    laddr: Any
+    folder: Path
+    """Where the process runs."""
+
+
+def connections(stack):
+    found = []
     for one in marked(stack.folder):
         with contextlib.suppress(psutil.Error):
-            for at in one.process.net_connections("all"):
-                if at.status == psutil.CONN_LISTEN:
-                    ports.add(at.laddr.port)
-                elif at.family == socket.AF_UNIX and at.laddr:
-                    path = Path(one.process.cwd()) / at.laddr
-                    if path.is_socket():
-                        sockets.add(path)
-    return ports, sockets
+            folder = Path(one.process.cwd())
+            found += [
+                Connection(at.family, at.status, at.laddr, folder)
+                for at in one.process.net_connections("all")
+            ]
+    return found
 
 
 def assert_nothing_is_left(stack):

@@ -39,7 +39,9 @@ def schema(path):
     """
     with closing(sqlite3.connect(path)) as database:
         found = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-        made = {(kind, name): sorted(re.findall(r"[^\s,()]+", sql or "")) for kind, name, sql in found}
+        made = {
+            (kind, name): sorted(re.findall(r"[^\s,()]+", sql or "")) for kind, name, sql in found
+        }
         rows = {}
         for name in [name for kind, name, _ in found if kind == "table"]:
             made["columns", name] = database.execute(f'PRAGMA table_xinfo("{name}")').fetchall()
