@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from itertools import product
@@ -187,28 +188,46 @@ def test_a_model_that_is_no_better_is_not_promoted(here):
 
 
 def test_the_event_starts_one_run_however_often_it_is_sent(server, tmp_path):
-    """The same event twice, and one of another sender: one run, which says that nothing came."""
+    """The same event twice, and one of another sender: one run of the worker takes what came.
+
+    Another event later: a second one, which says that nothing has come since.
+    """
     landing, dataset = tmp_path / "landing", tmp_path / "set"
-    landing.mkdir()
-    event = arrival_event(str(landing), str(dataset), "the same state")
-    for one in (event, event, arrival_event(str(landing), str(dataset))):
-        httpx.post(f"{server.api}/events", json=[one], timeout=30).raise_for_status()
+    draw(landing, range(40))
+    for path in landing.iterdir():
+        os.utime(path, (0, 0))  # nobody writes them any more
     deployment = server.deployments["sdn-retrain"]["id"]
+
+    def send(*events: dict[str, Any]) -> None:
+        for one in events:
+            httpx.post(f"{server.api}/events", json=[one], timeout=30).raise_for_status()
 
     def runs() -> list[dict[str, Any]]:
         wanted = {"deployments": {"id": {"any_": [deployment]}}}
         found = server.post("flow_runs/filter", wanted)
-        return [one for one in found if one["parameters"].get("landing") == str(landing)]
+        mine = [one for one in found if one["parameters"].get("landing") == str(landing)]
+        return sorted(mine, key=lambda one: str(one["created"]))
 
-    def ended() -> bool:
+    def ended(count: int) -> bool:
         states = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        return any(one["state"]["type"] in states for one in runs())
+        return sum(one["state"]["type"] in states for one in runs()) == count
 
-    server.wait_until(ended, 120, "the end of the run that the event started")
+    event = arrival_event(str(landing), str(dataset), "the same state")
+    send(event, event, arrival_event(str(landing), str(dataset)))
+    server.wait_until(lambda: ended(1), 180, "the end of the run that the event started")
     (only,) = runs()
-    assert (only["state"]["type"], only["state"]["name"]) == ("COMPLETED", "NothingNew")
-    assert only["state"]["message"] == f"nothing has arrived at {landing}"
+    assert (only["state"]["type"], only["state"]["name"]) == ("COMPLETED", "Waiting")
+    assert "of 100 new training samples" in only["state"]["message"]
     assert only["parameters"]["dataset"] == str(dataset)
     artifacts = server.post("artifacts/filter", {})
     mine = {a["key"] for a in artifacts if a["flow_run_id"] == only["id"]}
-    assert {"resolved-config", "outcome"} <= mine
+    assert {"resolved-config", "arrived", "outcome"} <= mine
+    (version,) = read_versions(LocalFolder(dataset))
+    assert sum(version.counts.values()) == 40
+
+    send(arrival_event(str(landing), str(dataset), "another state"))
+    server.wait_until(lambda: ended(2), 120, "the end of the run of the other event")
+    _, second = runs()
+    assert (second["state"]["type"], second["state"]["name"]) == ("COMPLETED", "NothingNew")
+    assert f"nothing new at {landing}" in second["state"]["message"]
+    assert len(read_versions(LocalFolder(dataset))) == 1
