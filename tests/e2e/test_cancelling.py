@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from browser import browser_page
 from places import COMMAND, background, place
 from ray_cluster import ray_cluster
 
@@ -33,7 +34,7 @@ def cluster(request, tmp_path):
     "cluster", ["embedded", pytest.param("cluster", marks=pytest.mark.rest)], indirect=True
 )
 def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_path):
-    """By the state that the UI's button sets: a last checkpoint, no job, no process left."""
+    """By the button of the run's page: a last checkpoint, no job, no process left."""
     here, _ = chain
     trainings = here.store / "training"
     before = set(trainings.iterdir())
@@ -53,8 +54,7 @@ def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_p
     worker = psutil.Process(server.worker)
     tree = worker.children(recursive=True)
     assert tree
-    began = time.monotonic()
-    server.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    began = cancel_by_clicks(server, run)
     server.wait_until(lambda: server.state(run) == "CANCELLED", 60, "the state CANCELLED")
     said = time.monotonic() - began
     server.wait_until(lambda: not any(one.is_running() for one in tree), 60, f"the end of {tree}")
@@ -74,6 +74,21 @@ def test_cancelling_stops_the_training_within_30_s(chain, server, cluster, tmp_p
     newest = Checkpoints(LocalFolder(place)).newest()
     assert newest is not None
     assert 0 < newest.step < newest.steps
+
+
+def cancel_by_clicks(server, run):
+    """On the run's page in a browser; when the last click was made."""
+    with browser_page(1100, 900) as page:
+        page.set_default_timeout(60_000)
+        page.goto(f"{server.ui}/v2/runs/flow-run/{run}")
+        page.get_by_role("tab", name="Artifacts").wait_for()
+        page.locator("main button[aria-haspopup=menu]").first.click()
+        page.get_by_role("menuitem", name="Cancel", exact=True).click()
+        asked = page.get_by_role("alertdialog")
+        began = time.monotonic()
+        asked.get_by_role("button", name="Cancel Flow Run").click()
+        asked.wait_for(state="detached")
+    return began
 
 
 @pytest.mark.rest

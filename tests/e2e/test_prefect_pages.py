@@ -19,6 +19,15 @@ from places import ROOT, background, free_port
 
 PATIENCE_MS = 120_000
 
+ARTIFACTS = {
+    "data": "train samples",
+    "search": "trial",
+    "result": "caption match",
+    "report": "report.html",
+    "decision": "Compared with",
+}
+"""Beside the config: key -> words that a person finds in it."""
+
 
 def keep(page, name, clip):
     """A picture for the README, if they are to be kept: few colours, so that it is small."""
@@ -90,7 +99,8 @@ def test_a_run_is_started_and_watched_by_clicks(chain, server):
 
         page.get_by_role("button", name="View run").click()
         page.get_by_role("tab", name="Artifacts").wait_for()
-        run = page.url.partition("/flow-run/")[2].partition("?")[0]
+        watched = page.url
+        run = watched.partition("/flow-run/")[2].partition("?")[0]
         page.locator("main").get_by_text("Completed", exact=True).first.wait_for(timeout=240_000)
         page.get_by_role("tab", name="Artifacts").click()
         page.get_by_test_id("flow-run-artifacts-grid").wait_for()
@@ -101,12 +111,20 @@ def test_a_run_is_started_and_watched_by_clicks(chain, server):
         shown = page.get_by_test_id("markdown-display")
         expect(shown).to_contain_text('"name": "tiny"', timeout=PATIENCE_MS)
         expect(shown).to_contain_text(str(here.store))
+        # The others, each from the run's page.
+        for key, words in ARTIFACTS.items():
+            page.goto(watched)
+            page.get_by_role("tab", name="Artifacts").click()
+            page.get_by_test_id("flow-run-artifacts-grid").wait_for()
+            page.get_by_role("link", name=re.compile(rf"\b{key}\b")).first.click()
+            page.get_by_role("link", name=re.compile(r"^[0-9a-f]{8}$")).first.click()
+            page.locator("main").get_by_text(words).first.wait_for()
     mine = [a for a in server.post("artifacts/filter", {}) if a["flow_run_id"] == run]
     mine.sort(key=lambda artifact: artifact["created"])
     assert mine[0]["key"] == "resolved-config"
     # What the recipe says anyway, typed into the form, is what the store holds already.
     keys = {artifact["key"] for artifact in mine}
-    assert {"data", "search", "result", "report", "decision"} <= keys
+    assert ARTIFACTS.keys() <= keys
     assert not keys & {"progress-prepare", "progress-stage-one", "progress-stage-two"}
 
 
