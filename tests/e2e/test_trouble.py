@@ -1,13 +1,15 @@
-"""What ends suddenly in operation: a worker with its flow, and the Prefect server itself."""
+"""What ends suddenly in operation: a worker with its flow, the Prefect server, MLflow's server."""
 
 from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
 
+import httpx
 import mlflow
 import psutil
 import pytest
@@ -139,3 +141,76 @@ def test_a_run_outlives_its_worker_and_its_server(chain, tmp_path):
     assert {path: when for path, when in marks(here.store).items() if path in done} == done
     audit = here.sdn("ledger", training_place.name, "--store", str(here.store), "--json")
     assert audit.returncode == 0, audit.stderr + audit.stdout
+
+
+def answers(url: str) -> bool:
+    """Whether MLflow does."""
+    try:
+        return httpx.get(f"{url}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.rest
+def test_a_run_outlives_its_mlflow(chain, tmp_path):
+    """MLflow's server is killed while stage two trains, and stays away: the training goes on to its
+    end, the run says what it could not do; the same command then only makes up for it.
+    """
+    here, _ = chain
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    place_of_server = ("--port", str(port), "--artifacts", str(tmp_path / "artifacts"))
+    words = (*place_of_server, "--database", f"sqlite:///{tmp_path}/mlflow.db")
+    serve = (COMMAND, "serve", "mlflow", *words)
+    env = here.env | {"SDN_TRACKING_URI": url}
+    changes = ("--set", "search.trials=0", "--set", "stage_two.epochs=50")
+    command = (COMMAND, "run", "tiny", "--store", str(here.store), "--json", *changes)
+    trainings = here.store / "training"
+    before = set(trainings.iterdir())
+
+    def wait(check, what):
+        until = time.monotonic() + 240
+        while not (found := check()):
+            assert time.monotonic() < until, f"no {what}: {log.read_text()[-4000:]}"
+            time.sleep(0.2)
+        return found
+
+    def checkpoint():
+        found = [one for one in set(trainings.iterdir()) - before if any(one.glob("points/*"))]
+        return [one for one in found if Checkpoints(LocalFolder(one)).newest()]
+
+    log = tmp_path / "run.log"
+    with ExitStack() as stack:
+        first = stack.enter_context(background(*serve, env=env, log=tmp_path / "first.log"))
+        wait(lambda: answers(url), "MLflow")
+        run = stack.enter_context(background(*command, env=env, log=log))
+        (training_place,) = wait(checkpoint, "checkpoint of stage two")
+        began = Checkpoints(LocalFolder(training_place)).newest()
+        server = psutil.Process(first.pid)
+        kill(*server.children(recursive=True), server)
+        assert not answers(url)
+        run.wait(timeout=400)
+    said = log.read_text()
+    newest = Checkpoints(LocalFolder(training_place)).newest()
+    assert began.step < newest.step == newest.steps
+    assert run.returncode != 0
+    assert url in said
+    done = marks(here.store)
+
+    with background(*serve, env=env, log=tmp_path / "second.log"):
+        wait(lambda: answers(url), "MLflow")
+        again = subprocess.run(
+            command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert again.returncode == 0, again.stderr[-4000:]
+        answer = json.loads(again.stdout.splitlines()[-1])
+        client = mlflow.MlflowClient(url)
+        places = [one.experiment_id for one in client.search_experiments()]
+        found = client.search_runs(places, "tags.mlflow.runName = 'stage_two'")
+        (nested,) = [one for one in found if one.info.status == "FINISHED"]
+        steps = [one.step for one in client.get_metric_history(nested.info.run_id, "loss/total")]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == newest.steps
+        assert client.get_model_version(answer["model"]["name"], answer["model"]["version"])
+    assert {path: when for path, when in marks(here.store).items() if path in done} == done
+    assert set(trainings.iterdir()) - before == {training_place}

@@ -314,6 +314,7 @@ def test_ctrl_c_ends_a_half_started_stack(stack):
 @pytest.mark.rest
 def test_a_start_that_was_killed_goes_on(stack):
     """`kill -9` of `sdn up` at half-way: what it has started runs, and the next one ends well."""
+    stack.sdn("down", "--store", str(stack.root))  # what tests before left, if any ran
     command = (COMMAND, "up", "--store", str(stack.root), "--detach", *stack.options)
     with subprocess.Popen(command, env=stack.env, stdout=subprocess.DEVNULL) as up:
         until = time.monotonic() + 60
