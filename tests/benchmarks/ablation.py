@@ -53,6 +53,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
     total = str(one + two)
     # What stage three takes is taken from stage two.
     third = CRITICS | {"stage_two.epochs": str(two * 2 / 3), "stage_three.epochs": str(two / 3)}
+    leak = config.student.leak
     random = {"teacher.epochs": "0"} | (NO_WEIGHTS if config.teacher.weights else {})
     return {
         "full": {},
@@ -68,7 +69,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         **({"fitted teacher": NO_WEIGHTS} if config.teacher.weights else {}),
         "sentence encoder": {"captions.encoder": "sentence"},
         "levels": {"student.condition": "levels"},
-        "leak": {"student.leak": "0.1"},
+        **({"no leak": {"student.leak": "0"}} if leak else {"leak": {"student.leak": "0.1"}}),
         "half the width": {"student.width": str(config.student.width / 2)},
         "critics": third,
         "critics with noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},
