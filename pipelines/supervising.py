@@ -74,7 +74,7 @@ def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
 
     Args:
         order: what to train.
-        listen: receives ("worker" | "step" | "said" | "failed", values) while it runs.
+        listen: receives ("worker" | "opening" | "step" | "said" | "failed", values) while it runs.
 
     Returns:
         The last checkpoint.

@@ -148,6 +148,8 @@ class Said:
                 f"loss {values['losses']['loss/total']:.3f}, {values['images_per_s']:.0f} images/s"
                 f"{_remaining(values, left)}",
             )
+        elif kind == "opening":
+            self._run.progress(self._name, 0.0, values["text"])
         elif kind == "worker":
             self.workers.append(values)
         elif kind == "computed":

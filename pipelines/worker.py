@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ASKED = threading.Event()
 """Set in a rank's process by SIGTERM: checkpoint, then stop."""
 _BEAT_S = 1.0
+_OPENING_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,8 @@ class StageOrder:
         uri = f"{self.store}/training/{self.name}/{below}"
         return open_files(uri, Path(self.cache), self.endpoint, self.cache_gib)
 
-    def opener(self) -> Opener:
-        """What opens this stage's training."""
+    def opener(self, report: Callable[[float, str], None] = lambda share, text: None) -> Opener:
+        """What opens this stage's training; `report` is told (share, text) where that is long."""
         from sdn.fitting import open_caption_fit, open_teacher_fit
 
         config = self.run_config()
@@ -104,7 +105,9 @@ class StageOrder:
             return partial(open_teacher_fit, config.teacher, self.dataset())
         if self.stage == "captions":
             teacher = self.folders()["teacher"]
-            return partial(open_caption_fit, config.captions, self.dataset(), teacher)
+            return partial(
+                open_caption_fit, config.captions, self.dataset(), teacher, report=report
+            )
         return partial(open_stage, self.stage, config, self.fetch())  # type: ignore[arg-type]
 
 
@@ -140,7 +143,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     began = time.monotonic()
     with _Alive(rank.rank, say, order.stall_s, stacks) as alive:
         _, ended = run_recorded(
-            order.opener(),
+            order.opener(_opening(say) if rank.rank == 0 else lambda share, text: None),
             order.place(),
             rank=rank,
             report=lambda step: say("step", dataclasses.asdict(step)),
@@ -201,6 +204,19 @@ class _Alive:
         # A little before the driver gives up, so that it finds the stacks. By a thread of C: it
         # writes while the interpreter waits in a collective.
         faulthandler.dump_traceback_later(max(1.0, 0.8 * self._stall_s), file=self._file)
+
+
+def _opening(say: Say) -> Callable[[float, str], None]:
+    """Tells the driver now and then how far the opening of a training is."""
+    told = time.monotonic()
+
+    def report(share: float, text: str) -> None:
+        nonlocal told
+        if share == 1 or time.monotonic() - told > _OPENING_S:
+            told = time.monotonic()
+            say("opening", {"text": text})
+
+    return report
 
 
 def _sheet(order: StageOrder) -> Any:

@@ -21,7 +21,7 @@ from sdn.metrics import tap_features
 from sdn.running import Work
 from sdn.sampling import ENCODER
 from sdn.stage_run import TAP_MEANS, TEACHER
-from sdn.teacher import drawn_teacher, load_weights, open_teacher, save_teacher
+from sdn.teacher import FastTeacher, drawn_teacher, load_weights, open_teacher, save_teacher
 from sdn.teacher_fitting import (
     Classifier,
     Targets,
@@ -32,7 +32,7 @@ from sdn.teacher_fitting import (
     targets_of,
     teacher_batches,
 )
-from sdn.training import choose_precision, train
+from sdn.training import DTYPES, choose_precision, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,15 +87,30 @@ def open_caption_fit(
     teacher: Path,
     resume: Checkpoint | None,
     rank: Rank,
+    report: Report = lambda share, text: None,
 ) -> Work[FitBatch]:
     """The fit of the caption encoder against the teacher, ready to go on.
+
+    Args:
+        config, resume, rank: see `sdn.running.Opener`.
+        data: prepared data set.
+        teacher: folder of the teacher.
+        report: called with (share, text) while the teacher reads all images, before the first step.
 
     Raises:
         ValueError: too few images, or an encoder that is not fitted.
     """
     split = load_split(data, "train")
     check_captions(split.captions)
-    features = tap_features(open_teacher(teacher / TEACHER), split.pixels)
+    precision = rank.agree(choose_precision("auto", rank.device))
+    reader = FastTeacher(open_teacher(teacher / TEACHER).to(rank.device), DTYPES[precision])
+    total = len(split.pixels)
+    features = tap_features(
+        reader,
+        split.pixels,
+        device=rank.device,
+        report=lambda n: report(n / total, f"the teacher has read {n:,} of {total:,} images"),
+    )
     fit = new_caption_fit(split.captions, features, config, rank)
     if fit is None:
         raise ValueError(f"captions.encoder={config.encoder} is not fitted")
@@ -226,7 +241,11 @@ def write_captions(
     weights = None
     if config.encoder == "char-cnn-rnn":
         fit = fit_here(report) if fit is None else fit
-        weights = fit(lambda resume, rank: open_caption_fit(config, data, teacher, resume, rank))
+        weights = fit(
+            lambda resume, rank: open_caption_fit(
+                config, data, teacher, resume, rank, lambda _, text: report(0.0, text)
+            )
+        )
     captions = load_split(data, "train").captions
     save_encoder(finished_encoder(captions, config, weights), folder / ENCODER)
     try:

@@ -11,9 +11,9 @@ from torch.nn import functional
 from sdn.data.images import to_image
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from sdn.teacher import Teacher
+    from sdn.teacher import FastTeacher, Teacher
 
 SIDE = 32
 """Height and width at which images are compared in pixels."""
@@ -32,23 +32,32 @@ def pixel_features(pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def tap_features(teacher: Teacher, pixels: Tensor, batch: int = 64) -> Tensor:
+def tap_features(
+    teacher: Teacher | FastTeacher,
+    pixels: Tensor,
+    batch: int = 64,
+    device: torch.device | None = None,
+    report: Callable[[int], None] = lambda images: None,
+) -> Tensor:
     """Images as vectors in the teacher: each pool, spatially down to 2x2, to unit length, joined.
 
     Args:
         teacher: frozen.
-        pixels: (N, 3, H, W) uint8.
+        pixels: (N, 3, H, W) uint8, on the CPU.
         batch: images at a time.
+        device: of the teacher; None is the CPU.
+        report: called with the number of images done.
 
     Returns:
-        (N, F) float32.
+        (N, F) float32, on the CPU.
     """
     pools = [name for name in teacher.names if name.startswith("pool")]
     rows = []
     for start in range(0, len(pixels), batch):
-        taps = teacher(to_image(pixels[start : start + batch]), pools)
+        taps = teacher(to_image(pixels[start : start + batch].to(device)), pools)
         vectors = [functional.adaptive_avg_pool2d(t.float(), 2).flatten(1) for t in taps.values()]
-        rows.append(torch.cat([functional.normalize(v, dim=1) for v in vectors], dim=1))
+        rows.append(torch.cat([functional.normalize(v, dim=1) for v in vectors], dim=1).cpu())
+        report(min(start + batch, len(pixels)))
     return torch.cat(rows).clone()
 
 

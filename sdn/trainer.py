@@ -15,7 +15,7 @@ from sdn.data.images import to_image
 from sdn.noise import coded
 from sdn.stages import STAGES, StageName, scales_of
 from sdn.teacher import FastTeacher, Teacher, channels_last
-from sdn.training import copied, gradient_norm_of, one_cycle
+from sdn.training import DTYPES, copied, gradient_norm_of, one_cycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from sdn.config import StageConfig
     from sdn.data.records import Batch
     from sdn.student import Student, Taps
-
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def rate_at(step: int, steps: int, config: StageConfig) -> float:
@@ -87,7 +85,7 @@ class Trainer:
         self._losses = compiled(losses, config.compile, self.device)
         self.student = channels_last(student)
         # The compute precision's own copy; the teacher itself is left as it is.
-        self.teacher = FastTeacher(teacher, _DTYPES[precision])
+        self.teacher = FastTeacher(teacher, DTYPES[precision])
         self.scales = scales_of(config, tap_means)
         self.forward: Callable[..., Taps] = self.student
         if any(config.weights.of(name) == 0 for name in teacher.names):
@@ -124,7 +122,7 @@ class Trainer:
     def _precise(self) -> torch.autocast:
         """The compute precision, for what is done inside."""
         return torch.autocast(
-            self.device.type, _DTYPES[self.precision], enabled=self.precision != "float32"
+            self.device.type, DTYPES[self.precision], enabled=self.precision != "float32"
         )
 
     def losses(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:

@@ -261,6 +261,10 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> the type of number that networks compute in."""
+
+
 def choose_precision(wanted: str, device: torch.device) -> str:
     """The precision to compute in: as wanted, or for "auto" bf16 where the device has it natively.
 
