@@ -33,6 +33,7 @@ from sdn.evaluation import (
 )
 from sdn.features.networks import lite0_digest, open_network
 from sdn.features.rows import Rows
+from sdn.memory import keep_freed_memory
 from sdn.promotion import Decision, decide
 from sdn.reference import open_reference, write_judge, write_reference
 from sdn.sampling import ENCODER, encode_png, open_synthesizer
@@ -223,6 +224,7 @@ def _teacher_input(config: EvaluationConfig, taught: Done) -> dict[str, str]:
 def network_of(run: Run, taught: Done) -> FeatureNetwork:
     """The feature network of a run's evaluation."""
     torch.set_num_threads(cores(run.settings))
+    keep_freed_memory()
     return open_network(run.config.evaluation, run.store.fetch(taught.folder))
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sdn.config import EvaluationConfig
 
 
+_AT_ONCE = 16
+"""Images whose activations are small enough that the allocator keeps them, see `sdn.memory`."""
+
+
 class FeatureNetwork(Protocol):
     """A frozen network, with all that a score must say of it."""
 
@@ -73,12 +77,15 @@ class Lite0(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `FeatureNetwork`."""
+        features = torch.cat([self._features(part) for part in torch.split(pixels, _AT_ONCE)])
+        return features, self.network._fc(features)  # noqa: SLF001 (its head has no public name)
+
+    def _features(self, pixels: Tensor) -> Tensor:
         x = pixels.float()
         if pixels.shape[-1] != self.size:
             x = functional.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        features = self.network.extract_features(x).mean((2, 3))
-        return features, self.network._fc(features)  # noqa: SLF001 (its head has no public name)
+        return self.network.extract_features(x).mean((2, 3))  # type: ignore[no-any-return]
 
 
 def lite0_digest() -> str:
