@@ -144,7 +144,8 @@ class AdversarialTrainer(Trainer):
             name: torch.cat([real[name], real[name], synthetic[name].detach()])
             for name in self.critics.weights
         }
-        judged = self._wrapped(taps, torch.cat([text, text.roll(1, 0), text]))
+        with self._precise():
+            judged = self._wrapped(taps, torch.cat([text, text.roll(1, 0), text]))
         total = torch.zeros((), device=self.device)
         for name, found in judged.items():
             true, other, false = found.split(count)
@@ -161,7 +162,8 @@ class AdversarialTrainer(Trainer):
         wanting = [p for p in self.critics.parameters() if p.requires_grad]
         for parameter in wanting:
             parameter.requires_grad_(False)
-        found = self.critics(synthetic, text)
+        with self._precise():
+            found = self.critics(synthetic, text)
         for parameter in wanting:
             parameter.requires_grad_(True)
         means = [self._shares[name] * judged.mean() for name, judged in found.items()]

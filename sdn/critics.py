@@ -7,7 +7,7 @@ image could be one of those that the caption describes. The teacher stays the on
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,12 +74,17 @@ class Critic(nn.Module):
         Returns:
             (B, P) float32, P places.
         """
-        x = functional.conv2d(tap.float(), self.mixing)
-        for conv in self.convs:
-            x = functional.leaky_relu(conv(x), 0.2)
-        places = x.flatten(2).transpose(1, 2)  # (B, P, width)
-        match = (places * self.text(text).unsqueeze(1)).sum(2)
-        found: Tensor = self.judge(places).squeeze(2) + match
+        exactly = torch.autocast(tap.device.type, enabled=False)
+        with exactly:  # the norms; autocast would have the sums of convolutions alone
+            convs = [(cast("nn.Conv2d", conv), conv.weight) for conv in self.convs]
+        x = functional.conv2d(tap, self.mixing)
+        for conv, kernel in convs:
+            x = functional.conv2d(x, cast("Tensor", kernel), conv.bias, conv.stride, conv.padding)
+            x = functional.leaky_relu(x, 0.2)
+        with exactly:
+            places = x.float().flatten(2).transpose(1, 2)  # (B, P, width)
+            match = (places * self.text(text).unsqueeze(1)).sum(2)
+            found: Tensor = self.judge(places).squeeze(2) + match
         return found
 
 
