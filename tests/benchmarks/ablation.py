@@ -40,40 +40,81 @@ CRITICS = {
     "stage_three.scale": "relative",
     "stage_three.global_batch": "16",
     "stage_three.average_share": "0.05",
-    "stage_three.rate": "3e-4",
+    "stage_three.rate": "1e-3",
     "stage_three.beta2": "0.99",
+    "stage_three.weights.image": "2",
+    "stage_three.weights.conv1": "0.1",
+    "stage_three.weights.conv2": "0.1",
+    "stage_three.weights.conv3": "0.3",
+    "stage_three.critic_rate": "1e-3",
+    "stage_three.adversary": "6",
 }
+"""As recipe fashion64 has them, without noise."""
+NOISE = {"student.noise": "32", "stage_three.diversity": "0.03"}
 
 NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
 
 
 def arms(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Name -> changes of the recipe; all arms train as many images as its two stages."""
-    one, two = config.stage_one.epochs, config.stage_two.epochs
-    total = str(one + two)
+    """Name -> changes of the recipe; all arms train as many images as its stages together."""
+    student, teacher = config.student, config.teacher
+    one, two, three = (
+        stage.epochs for stage in (config.stage_one, config.stage_two, config.stage_three)
+    )
+    no_critics = {"stage_two.epochs": str(two + three), "stage_three.epochs": "0"}
     # What stage three takes is taken from stage two.
     third = CRITICS | {"stage_two.epochs": str(two * 2 / 3), "stage_three.epochs": str(two / 3)}
-    leak = config.student.leak
-    random = {"teacher.epochs": "0"} | (NO_WEIGHTS if config.teacher.weights else {})
+    nothing_added = {
+        "student.noise": "0",
+        "student.condition": "top",
+        "student.leak": "0",
+        "student.width": "1",
+        "stage_three.diversity": "0",
+    }
+    raw = ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"}
+    total = {"stage_three.epochs": "0", "stage_three.diversity": "0"}
+    whole = str(one + two + three)
     return {
         "full": {},
-        "stage one only": {"stage_one.epochs": total, "stage_two.epochs": "0"},
-        "stage two only": {"stage_one.epochs": "0", "stage_two.epochs": total},
+        "stage one only": total | {"stage_one.epochs": whole, "stage_two.epochs": "0"},
+        "stage two only": total | {"stage_one.epochs": "0", "stage_two.epochs": whole},
         "pixels only": without("conv1", "conv2", "conv3", "conv4", "conv5"),
         "low taps only": without("conv3", "conv4", "conv5"),
         "high taps only": without("image", "conv1", "conv2"),
-        "all ones raw": ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"},
+        "all ones raw": raw,
         "all ones relative": ALL_ONES,
+        "as the paper": raw | nothing_added | no_critics,
         "L2": {"stage_one.distance": "l2", "stage_two.distance": "l2"},
-        "random teacher": random,
-        **({"fitted teacher": NO_WEIGHTS} if config.teacher.weights else {}),
+        "random teacher": {"teacher.epochs": "0"} | (NO_WEIGHTS if teacher.weights else {}),
+        **({"fitted teacher": NO_WEIGHTS} if teacher.weights else {}),
         "sentence encoder": {"captions.encoder": "sentence"},
-        "levels": {"student.condition": "levels"},
-        **({"no leak": {"student.leak": "0"}} if leak else {"leak": {"student.leak": "0.1"}}),
-        "half the width": {"student.width": str(config.student.width / 2)},
-        "critics": third,
-        "critics with noise": third | {"student.noise": "32", "stage_three.diversity": "0.1"},
-        "critics with levels": third | {"student.condition": "levels"},
+        **(
+            {"text at the top": {"student.condition": "top"}}
+            if student.condition == "levels"
+            else {"levels": {"student.condition": "levels"}}
+        ),
+        **(
+            {"no leak": {"student.leak": "0"}}
+            if student.leak
+            else {"leak": {"student.leak": "0.1"}}
+        ),
+        "no average": {f"stage_{n}.average_share": "0" for n in ("one", "two", "three")},
+        "half the width": {"student.width": str(student.width / 2)},
+        **(
+            {
+                "no critics": no_critics | {"stage_three.diversity": "0"},
+                "no noise": {"student.noise": "0", "stage_three.diversity": "0"},
+                "augmented": {"stage_three.augment": "differentiable"},
+            }
+            if three
+            else {
+                "critics": third,
+                "critics with noise": third | NOISE,
+                "critics with levels": third | {"student.condition": "levels"},
+                "critics, noise and levels": third | NOISE | {"student.condition": "levels"},
+                "critics, augmented": third | {"stage_three.augment": "differentiable"},
+            }
+        ),
     }
 
 
