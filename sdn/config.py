@@ -268,19 +268,32 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdversarialConfig(StageConfig):
-    """Stage three, which the paper does not have: critics on the teacher's taps (`sdn.critics`)."""
+    """Stage three, which the paper does not have: critics on the teacher's taps (`sdn.critics`).
+
+    Its settings that other stages have, too, stand as they were found to work: RESULTS.md.
+    """
 
     epochs: float = 0.0
     """Length in passes over the training split; 0, as in the paper, leaves the stage out."""
+    global_batch: int = 16
+    rate: float = 1e-3
+    schedule: Literal["constant", "warm-up", "one-cycle"] = "one-cycle"
+    beta2: float = 0.99
+    average_share: float = 0.05
+    scale: Literal["raw", "relative"] = "relative"
+    weights: LossWeights = field(
+        default_factory=lambda: LossWeights(image=2, conv1=0.1, conv2=0.1, conv3=0.3)
+    )
+    """Small beside what the critics say: a distance to one image blurs, and moves no noise."""
     critics: dict[str, float] = field(
         default_factory=lambda: {"pool2": 1.0, "pool3": 1.0, "pool4": 1.0, "pool5": 1.0}
     )
     """Tap name -> weight of the critic that reads it, in shares of their sum."""
     critic_width: int = 64
     """Channels of each critic."""
-    critic_rate: float = 2e-4
+    critic_rate: float = 1e-3
     """Learning rate of the critics at the peak of the student's."""
-    adversary: float = 1.0
+    adversary: float = 6.0
     """Weight of what the critics say, beside the distances (`weights`)."""
     diversity: float = 0.0
     """Weight of the term that keeps two images of one caption apart; costs a second synthesis."""

@@ -151,19 +151,6 @@ def fashion64() -> RunConfig:
     # Departs from the paper: noise, text at each level, and critics on the teacher's taps for most
     # of the time; RESULTS.md has what that gives.
     base = openmoji()
-    critics = AdversarialConfig(
-        epochs=1.5,
-        global_batch=16,
-        rate=1e-3,
-        beta2=0.99,
-        schedule="one-cycle",
-        scale="relative",
-        average_share=0.05,
-        weights=LossWeights(image=2, conv1=0.1, conv2=0.1, conv3=0.3, conv4=1, conv5=1),
-        critic_rate=1e-3,
-        adversary=6,
-        diversity=0.03,
-    )
     return dataclasses.replace(
         base,
         name="fashion64",
@@ -180,7 +167,7 @@ def fashion64() -> RunConfig:
         student=_replace(base.student, width=0.25, noise=32, condition="levels"),
         stage_one=_replace(base.stage_one, epochs=0.25),
         stage_two=_replace(base.stage_two, epochs=0.75),
-        stage_three=critics,
+        stage_three=AdversarialConfig(epochs=1.5, diversity=0.03),
         search=SearchConfig(trials=0),
         # The judge of caption match learns from as many photos as there are.
         evaluation=_replace(base.evaluation, real_images=40_000),

@@ -35,21 +35,6 @@ def without(*groups: str) -> dict[str, str]:
     return {f"stage_{n}.weights.{group}": "0" for n in ("one", "two") for group in groups}
 
 
-CRITICS = {
-    "stage_three.schedule": "one-cycle",
-    "stage_three.scale": "relative",
-    "stage_three.global_batch": "16",
-    "stage_three.average_share": "0.05",
-    "stage_three.rate": "1e-3",
-    "stage_three.beta2": "0.99",
-    "stage_three.weights.image": "2",
-    "stage_three.weights.conv1": "0.1",
-    "stage_three.weights.conv2": "0.1",
-    "stage_three.weights.conv3": "0.3",
-    "stage_three.critic_rate": "1e-3",
-    "stage_three.adversary": "6",
-}
-"""As recipe fashion64 has them, without noise."""
 NOISE = {"student.noise": "32", "stage_three.diversity": "0.03"}
 
 NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
@@ -63,7 +48,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
     )
     no_critics = {"stage_two.epochs": str(two + three), "stage_three.epochs": "0"}
     # What stage three takes is taken from stage two.
-    third = CRITICS | {"stage_two.epochs": str(two * 2 / 3), "stage_three.epochs": str(two / 3)}
+    third = {"stage_two.epochs": str(two * 2 / 3), "stage_three.epochs": str(two / 3)}
     nothing_added = {
         "student.noise": "0",
         "student.condition": "top",
