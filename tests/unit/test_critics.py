@@ -96,3 +96,19 @@ def test_they_learn_to_tell():
         loss.backward()
         optimizer.step()
     assert all((bright[name].mean() - dark[name].mean()) > 0.5 for name in bright)
+
+
+def test_lower_precision_keeps_the_norms_exact():
+    """Judgements are float32, close to the exact ones; the norms move as they do without."""
+    exact, lower = critics(), critics()
+    taps, text = read(), torch.randn(3, 12, generator=torch.Generator().manual_seed(2))
+    found = exact(taps, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lower({name: tap.bfloat16() for name, tap in taps.items()}, text)
+    for name, judged in found.items():
+        assert rounded[name].dtype == torch.float32
+        torch.testing.assert_close(rounded[name], judged, atol=0.05, rtol=0.05)
+        assert not torch.equal(rounded[name], judged)
+    norms = {name: value for name, value in exact.state_dict().items() if name.endswith("._u")}
+    assert norms
+    assert all(torch.equal(lower.state_dict()[name], value) for name, value in norms.items())

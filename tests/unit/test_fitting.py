@@ -196,10 +196,12 @@ def test_caption_encoder_is_fitted_written_and_repeatable(data, tmp_path):
             data,
             tmp_path,
             CAPTIONS,
-            report=lambda share, text, reports=reports: reports.append(share),
+            report=lambda *told, reports=reports: reports.append(told),
         )
         assert result == {"probes": {}}  # neither tone nor gender is labelled
-        assert reports[-1] == 1
+        count = len(load_split(data, "train").keys)
+        assert reports[0] == (0.0, f"the teacher has read {count} of {count} images")
+        assert reports[-1][0] == 1
     one, two = (open_encoder(folder / ENCODER) for folder in folders)
     captions = ["a red thing, number 0", "something blue"]
     assert one.encode(captions).shape == (2, 6)
