@@ -96,8 +96,8 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
                 "critics": third,
                 "critics with noise": third | NOISE,
                 "critics with levels": third | {"student.condition": "levels"},
-                "critics, noise and levels": third | NOISE | {"student.condition": "levels"},
-                "critics, augmented": third | {"stage_three.augment": "differentiable"},
+                "critics with noise and levels": third | NOISE | {"student.condition": "levels"},
+                "critics with augmentation": third | {"stage_three.augment": "differentiable"},
             }
         ),
     }
