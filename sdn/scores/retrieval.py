@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from sdn.features.rows import Rows
 
 _QUERIES = 256
-_DOUBT = 2e-3
-"""Relative difference of two distances below which float32 is not trusted with their order."""
+_DOUBT = 1e-5
+"""Difference of two squared distances, in shares of the squared lengths of the vectors, below which
+float32 is not trusted with their order; ten times the largest error that was seen."""
 _PAIRS = 4096
 
 
@@ -40,12 +41,14 @@ def true_image_ranks(queries: Rows, gallery: Rows, truth: Tensor, first: Tensor)
     for block in queries.blocks(_QUERIES):
         x, own_rows = block, truth[start : start + len(block)]
         own = _exact(x, gallery.take(own_rows.tolist()))
+        length = x.square().sum(1, keepdim=True)
         nearer, seen = torch.zeros(len(x), dtype=torch.int64), 0
         for other in gallery.blocks():
             rough = torch.cdist(x, other)
             closer = rough < own.unsqueeze(1)
             # Rounding could decide these: they are looked at again, one by one.
-            which = ((rough - own.unsqueeze(1)).abs() <= _DOUBT * (1 + own.unsqueeze(1))).nonzero()
+            apart = (rough.square() - own.square().float().unsqueeze(1)).abs_()
+            which = (apart <= _DOUBT * (length + other.square().sum(1))).nonzero()
             for part in torch.split(which, _PAIRS):
                 query, image = part.unbind(1)
                 closer[query, image] = _exact(x[query], other[image]) < own[query]
