@@ -1,16 +1,22 @@
-"""`python -m pipelines.model_check MODEL_URI SAMPLES`: does a logged model draw what it drew?
+"""`python -m pipelines.model_check MODEL_URI SAMPLES [PACKAGE]...`: does a model draw what it drew?
 
 Run in a process of its own, in which nothing of the training is loaded. It needs MLflow and what
-the model itself brings; whatever only training needs cannot be imported here.
+the model itself brings, of the packages that are named; whatever only training needs cannot be
+imported here.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +44,30 @@ class Absent(MetaPathFinder):
         return None
 
 
-def check(uri: str, samples: Path) -> dict[str, Any]:
+def forbidden(packages: Sequence[str]) -> tuple[str, ...]:
+    """Of `FORBIDDEN` what these packages of a model do not need themselves."""
+    needed, left = set(), [*packages]
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in needed:
+            continue
+        needed.add(name)
+        with suppress(PackageNotFoundError):
+            wanted = map(Requirement, requires(name) or ())
+            left += [w.name for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
+    owners = packages_distributions()
+    return tuple(
+        name for name in FORBIDDEN if not needed & set(map(canonicalize_name, owners.get(name, ())))
+    )
+
+
+def check(uri: str, samples: Path, absent: Sequence[str] = FORBIDDEN) -> dict[str, Any]:
     """Draw the samples again, each alone and all of a seed together.
+
+    Args:
+        uri: of the logged model.
+        samples: see `pipelines.registry.register`.
+        absent: what must not be loaded for it.
 
     Returns:
         `samples` (how many), `different` (what differs, one text each), `code` (where the model's
@@ -76,7 +104,7 @@ def check(uri: str, samples: Path) -> dict[str, Any]:
         "samples": len(listed),
         "different": different,
         "code": str(Path(sys.modules["sdn"].__file__ or "").parent.relative_to(place.resolve())),
-        "loaded": [name for name in FORBIDDEN if name in sys.modules],
+        "loaded": [name for name in absent if name in sys.modules],
         "sha256": folder_digest(model_folder_in(place)),
     }
 
@@ -117,8 +145,10 @@ def _first(wanted: bytes, came: bytes) -> str:
 
 def main() -> None:
     """Print what was found as one line of JSON, the last."""
-    sys.meta_path.insert(0, Absent(FORBIDDEN))
-    print(json.dumps(check(sys.argv[1], Path(sys.argv[2]))))
+    uri, samples, *packages = sys.argv[1:]
+    absent = forbidden(packages)
+    sys.meta_path.insert(0, Absent(absent))
+    print(json.dumps(check(uri, Path(samples), absent)))
 
 
 if __name__ == "__main__":

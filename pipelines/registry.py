@@ -93,7 +93,7 @@ def register(
         return {"name": name, "version": number, "uri": f"models:/{name}/{number}"}
     info = _log_model(tracker, run, folder, caption, packages)
     digest = folder_digest(folder)
-    _check(tracker.settings, info.model_uri, samples, digest)
+    _check(tracker.settings, info.model_uri, samples, digest, packages)
     with _existing(name):
         tracker.client.create_registered_model(name, description="Text-to-image, see the versions.")
     own = {KEY_TAG: key, SHA256: digest, CODE: code_version()}
@@ -182,7 +182,9 @@ def _log_model(
         )
 
 
-def _check(settings: Settings, uri: str, samples: Path, digest: str) -> None:
+def _check(
+    settings: Settings, uri: str, samples: Path, digest: str, packages: Sequence[str]
+) -> None:
     """Let a fresh process load the logged model and draw the samples.
 
     Raises:
@@ -194,9 +196,10 @@ def _check(settings: Settings, uri: str, samples: Path, digest: str) -> None:
         # The project may lie on no path but this process's.
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         addresses = {"MLFLOW_TRACKING_URI": tracking_uri(settings), "PYTHONPATH": path}
+        words = ("-m", "pipelines.model_check", place, str(samples.resolve()), *packages)
         try:
             done = subprocess.run(  # noqa: S603 (our own module)
-                [sys.executable, "-m", "pipelines.model_check", place, str(samples.resolve())],
+                [sys.executable, *words],
                 env=os.environ | addresses,
                 cwd=folder,
                 capture_output=True,

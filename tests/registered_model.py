@@ -30,13 +30,13 @@ CONFIG = RunConfig(
 )
 
 
-def write_small_model(folder: Path) -> Path:
+def write_small_model(folder: Path, config: RunConfig = CONFIG) -> Path:
     """A model folder with untrained weights."""
     captions = folder.with_name(f"{folder.name}-captions")
     for path in (folder, captions):
         path.mkdir(parents=True)
-    save_encoder(new_encoder(CONFIG.captions), captions / ENCODER)
-    write_model(folder, CONFIG, captions, new_student(CONFIG).state_dict())
+    save_encoder(new_encoder(config.captions), captions / ENCODER)
+    write_model(folder, config, captions, new_student(config).state_dict())
     return folder
 
 
@@ -61,6 +61,7 @@ class Place:
     model: Path
     samples: Path
     tracker: Tracker
+    packages: tuple[str, ...] = ()
 
     def register(self, *, key: str = "key", tags: dict[str, str] | None = None) -> dict[str, Any]:
         """Register the model; the answer of `register`."""
@@ -74,13 +75,19 @@ class Place:
             tags=tags or {},
             key=key,
             samples=self.samples,
+            packages=self.packages,
         )
 
 
-def place(folder: Path, tracking_uri: str | None = None) -> Place:
+def place(
+    folder: Path,
+    tracking_uri: str | None = None,
+    config: RunConfig = CONFIG,
+    packages: tuple[str, ...] = (),
+) -> Place:
     """A fresh place in an empty folder, with nothing registered yet; MLflow there or on SQLite."""
     store = folder / "store"
-    model = write_small_model(store / "stages" / "stage_two-0123456789abcdef")
+    model = write_small_model(store / "stages" / "stage_two-0123456789abcdef", config)
     samples = write_samples(folder / "samples", model)
     settings = Settings(store=str(store), tracking_uri=tracking_uri)
-    return Place(store, model, samples, Tracker(settings, "small"))
+    return Place(store, model, samples, Tracker(settings, "small"), packages)

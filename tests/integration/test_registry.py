@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,13 +15,14 @@ import registered_model
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from places import COMMAND, background, free_port
-from registered_model import CAPTIONS, NAME, SEEDS
+from registered_model import CAPTIONS, CONFIG, NAME, SEEDS
 
 from pipelines.digests import folder_digest
 from pipelines.generation import find_model
 from pipelines.model_check import FORBIDDEN, SAMPLES
 from pipelines.ports import listens
 from pipelines.registry import CHALLENGER, DamagedModelError, RegistryError, model_folder
+from pipelines.release import SENTENCE_PACKAGES
 from pipelines.settings import Settings
 from sdn.sampling import STUDENT
 from sdn.tensor_files import read_tensors, write_tensors
@@ -115,6 +117,17 @@ def _other_weights(place):
     tensors, settings = read_tensors(place.model / STUDENT)
     tensors["convs.image.bias"] += 0.1
     write_tensors(place.model / STUDENT, tensors, settings)
+
+
+def test_a_model_brings_what_its_encoder_needs(tmp_path):
+    """The sentence encoder's packages need scikit-learn, which no other model may; without being
+    named they do not bring it."""
+    encoder = dataclasses.replace(CONFIG.captions, encoder="sentence", max_chars=80)
+    config = dataclasses.replace(CONFIG, captions=encoder)
+    place = registered_model.place(tmp_path, config=config, packages=SENTENCE_PACKAGES)
+    with pytest.raises(RegistryError, match="sklearn"):
+        dataclasses.replace(place, packages=()).register()
+    assert place.register()["version"] == "1"
 
 
 def _cut_weights(place):
