@@ -122,6 +122,7 @@ def _other_weights(place):
 def test_a_model_brings_what_its_encoder_needs(tmp_path):
     """The sentence encoder's packages need scikit-learn, which no other model may; without being
     named they do not bring it."""
+    pytest.importorskip("sentence_transformers", reason="the extra `sentence` is not installed")
     encoder = dataclasses.replace(CONFIG.captions, encoder="sentence", max_chars=80)
     config = dataclasses.replace(CONFIG, captions=encoder)
     place = registered_model.place(tmp_path, config=config, packages=SENTENCE_PACKAGES)
