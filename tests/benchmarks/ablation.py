@@ -26,13 +26,14 @@ from sdn.recipes import recipe
 if TYPE_CHECKING:
     from sdn.config import RunConfig
 
-ALL_ONES = {f"stage_{n}.weights.{g}": "1" for n in ("one", "two") for g in ("image", "conv1",
-            "conv2", "conv3", "conv4", "conv5")}  # fmt: skip
+STAGES = ("one", "two", "three")
+GROUPS = ("image", "conv1", "conv2", "conv3", "conv4", "conv5")
+ALL_ONES = {f"stage_{n}.weights.{group}": "1" for n in STAGES for group in GROUPS}
 
 
 def without(*groups: str) -> dict[str, str]:
-    """Changes that leave groups of taps out of the loss of both stages."""
-    return {f"stage_{n}.weights.{group}": "0" for n in ("one", "two") for group in groups}
+    """Changes that leave groups of taps out of the distances of all stages."""
+    return {f"stage_{n}.weights.{group}": "0" for n in STAGES for group in groups}
 
 
 NOISE = {"student.noise": "32", "stage_three.diversity": "0.03"}
@@ -83,7 +84,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
             if student.leak
             else {"leak": {"student.leak": "0.1"}}
         ),
-        "no average": {f"stage_{n}.average_share": "0" for n in ("one", "two", "three")},
+        "no average": {f"stage_{n}.average_share": "0" for n in STAGES},
         "half the width": {"student.width": str(student.width / 2)},
         **(
             {
@@ -231,7 +232,7 @@ def main() -> None:
         for name in wanted:
             # No search: its values would differ from arm to arm.
             changes = {"search.trials": "0"} | common | every[name]
-            changes |= {f"stage_{n}.seed": seed for n in ("one", "two", "three")}
+            changes |= {f"stage_{n}.seed": seed for n in STAGES}
             with_overrides(recipe(given.recipe), changes)  # refused before anything is trained
             one = done.get(_key({"recipe": given.recipe, "arm": name, "changes": changes}))
             if one is None:
