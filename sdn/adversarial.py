@@ -10,17 +10,20 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdn.augmenting import augmented, change_of
+from sdn.captions import contrastive_loss
 from sdn.critics import Critics, hinge
 from sdn.data.images import to_image
+from sdn.gathering import of_all_ranks
 from sdn.losses import tap_losses, wanted_taps
+from sdn.ranks import ALONE, Rank
 from sdn.trainer import Trainer, rate_at, step_names
 from sdn.training import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from sdn.checkpoint import Checkpoint
     from sdn.config import AdversarialConfig
@@ -40,6 +43,9 @@ class AdversarialTrainer(Trainer):
     + hinge(D_l(T_l(x), t'), false) / 2.
     Loss of the student: sum over l of w_l * d(T_l(x), T_l(S(t, z))), the terms of stage two, and
     -a * D_l(T_l(S(t, z)), t), each critic by its weight.
+    With a matcher also how well each caption of the global batch fits its own image beside the
+    others' (`contrastive_loss`): of the real images among the critics' losses, of the synthetic
+    ones, weighed, among the student's.
     Source: Sauer et al. 2021, arXiv:2111.01007 (critics on a frozen network's features); Reed et
     al. 2016, arXiv:1605.05396 (mismatched captions).
     """
@@ -55,7 +61,7 @@ class AdversarialTrainer(Trainer):
         steps: int,
         tap_means: Mapping[str, float],
         precision: str,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        rank: Rank = ALONE,
     ) -> None:
         """Arguments as of `Trainer`.
 
@@ -70,7 +76,7 @@ class AdversarialTrainer(Trainer):
             steps=steps,
             tap_means=tap_means,
             precision=precision,
-            wrap=wrap,
+            rank=rank,
         )
         side = student.top[1] * 2 ** len(student.blocks)
         self.critics = Critics(
@@ -81,10 +87,11 @@ class AdversarialTrainer(Trainer):
             text_dim=student.text_dim,
             width=config.critic_width,
             seed=config.seed,
+            matching=config.match > 0,
         ).to(self.device)
         share = 1 / sum(self.critics.weights.values())
         self._shares = {name: weight * share for name, weight in self.critics.weights.items()}
-        self._wrapped = wrap(self.critics)
+        self._rank, self._wrapped = rank, rank.wrap(self.critics)
         self.critic_optimizer = torch.optim.Adam(
             [p for p in self.critics.parameters() if p.requires_grad],
             lr=config.critic_rate,
@@ -115,12 +122,12 @@ class AdversarialTrainer(Trainer):
             with torch.no_grad():
                 real = self.teacher(self._changed(batch, image), self._read)
             synthetic = self.teacher(seen, self._read)
-        terms = {"critics": self._teach_critics(real, synthetic, text, batch.weight)}
+        terms = {"critics": self._teach_critics(batch, real, synthetic, text)}
         distances = {name: real[name] for name in self._distilled}
         terms |= tap_losses(
             synthetic, distances, self.config.weights, self.scales, self.config.distance
         )
-        terms["adversary"] = -self.config.adversary * self._judged(synthetic, text)
+        terms |= self._judged(batch, synthetic, text)
         if self.config.diversity > 0:
             terms["diversity"] = self.config.diversity * self._alike(batch, text, code, made)
         wanted = torch.stack([term for name, term in terms.items() if name != "critics"]).sum()
@@ -136,7 +143,7 @@ class AdversarialTrainer(Trainer):
         change = change_of(step_names(batch), seed=self.config.seed)
         return augmented(image, change).contiguous(memory_format=torch.channels_last)
 
-    def _teach_critics(self, real: Taps, synthetic: Taps, text: Tensor, weight: float) -> Tensor:
+    def _teach_critics(self, batch: Batch, real: Taps, synthetic: Taps, text: Tensor) -> Tensor:
         """One step of the critics; their loss."""
         # In one pass: what is distributed waits for the gradient of each of its passes.
         count = len(text)
@@ -145,20 +152,45 @@ class AdversarialTrainer(Trainer):
             for name in self.critics.weights
         }
         with self._precise():
-            judged = self._wrapped(taps, torch.cat([text, text.roll(1, 0), text]))
+            judged = self._wrapped(taps, torch.cat([text, self._other(batch, text), text]))
         total = torch.zeros((), device=self.device)
-        for name, found in judged.items():
+        if judged.pair is not None:
+            images, words = (vectors[:count] for vectors in judged.pair)  # the real ones
+            total = total + self._matched(batch, images, words)
+        for name, found in judged.places.items():
             true, other, false = found.split(count)
             loss = hinge(true, real=True)
             loss = loss + (hinge(other, real=False) + hinge(false, real=False)) / 2
             total = total + self._shares[name] * loss
         self.critic_optimizer.zero_grad()
-        (total * weight).backward()  # type: ignore[no-untyped-call]
+        (total * batch.weight).backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
         return total.detach()
 
-    def _judged(self, synthetic: Taps, text: Tensor) -> Tensor:
-        """Mean judgement of the synthetic images by the critics as they are now."""
+    def _other(self, batch: Batch, text: Tensor) -> Tensor:
+        """(B, D): for each row another caption of the global batch, the same on any rank.
+
+        The next in the order of embeddings, as rows have no order that all ranks know.
+        """
+        everyones = of_all_ranks(text, len(batch.keys), self.config.global_batch, self._rank)
+        known, own = torch.unique(torch.cat([everyones, text]), dim=0, return_inverse=True)
+        found: Tensor = known[(own[len(everyones) :] + 1) % len(known)]
+        return found
+
+    def _matched(self, batch: Batch, images: Tensor, words: Tensor) -> Tensor:
+        """How badly images and captions of the global batch match.
+
+        Each rank has the whole loss; as the weights of a step are 1 on the mean over the ranks, so
+        has their mean.
+        """
+        images, words = (
+            of_all_ranks(rows, len(batch.keys), self.config.global_batch, self._rank)
+            for rows in (images, words)
+        )
+        return contrastive_loss(words, images)
+
+    def _judged(self, batch: Batch, synthetic: Taps, text: Tensor) -> dict[str, Tensor]:
+        """The student's terms of what the critics, as they are now, say of its images."""
         wanting = [p for p in self.critics.parameters() if p.requires_grad]
         for parameter in wanting:
             parameter.requires_grad_(False)
@@ -166,8 +198,11 @@ class AdversarialTrainer(Trainer):
             found = self.critics(synthetic, text)
         for parameter in wanting:
             parameter.requires_grad_(True)
-        means = [self._shares[name] * judged.mean() for name, judged in found.items()]
-        return torch.stack(means).sum()
+        means = [self._shares[name] * judged.mean() for name, judged in found.places.items()]
+        terms = {"adversary": -self.config.adversary * torch.stack(means).sum()}
+        if found.pair is not None:
+            terms["match"] = self.config.match * self._matched(batch, *found.pair)
+        return terms
 
     def _alike(self, batch: Batch, text: Tensor, code: Tensor, made: Tensor) -> Tensor:
         """How much alike two images of a caption are, for the distance of their noise.

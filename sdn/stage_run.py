@@ -159,7 +159,7 @@ def open_stage(
         steps=steps_of(stage, plan),
         tap_means=json.loads((inputs.teacher / TAP_MEANS).read_text()),
         precision=rank.agree(choose_precision(precision, rank.device)),
-        wrap=rank.wrap,
+        rank=rank,
     )
     if resume is not None:
         trainer.restore(resume)

@@ -13,6 +13,7 @@ from sdn.compiling import compiled
 from sdn.config import to_dict
 from sdn.data.images import to_image
 from sdn.noise import coded
+from sdn.ranks import ALONE, Rank
 from sdn.stages import STAGES, StageName, scales_of
 from sdn.teacher import FastTeacher, Teacher, channels_last
 from sdn.training import DTYPES, copied, gradient_norm_of, one_cycle
@@ -65,7 +66,7 @@ class Trainer:
         steps: int,
         tap_means: Mapping[str, float],
         precision: str,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        rank: Rank = ALONE,
     ) -> None:
         """Args:
         stage: which losses.
@@ -75,7 +76,7 @@ class Trainer:
         steps: global steps of the whole stage.
         tap_means: see `sdn.stages.scales_of`.
         precision: "float32", "bf16" or "fp16".
-        wrap: makes the student distributed; the identity on one rank.
+        rank: where it runs.
         """
         self.name: str = stage
         self.config, self.steps, self.precision = config, steps, precision
@@ -90,7 +91,7 @@ class Trainer:
         self.forward: Callable[..., Taps] = self.student
         if any(config.weights.of(name) == 0 for name in teacher.names):
             self._freeze_what_no_term_reaches()
-        self.forward = wrap(self.student)
+        self.forward = rank.wrap(self.student)
         self.optimizer = torch.optim.Adam(
             student.parameters(), lr=config.rate, betas=(0.9, config.beta2), fused=True
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
 from test_training import assert_same, batch_of, config_of, embed, make_inputs
 
 from sdn.adversarial import AdversarialTrainer
+from sdn.captions import contrastive_loss
 from sdn.config import AdversarialConfig, StudentConfig, from_dict, to_dict, with_overrides
 from sdn.stage_run import TAP_MEANS, TEACHER, new_student, run_stage, stage_plan, steps_of
 from sdn.teacher import open_teacher
@@ -53,11 +55,12 @@ def step(trainer, number=0, count=3):
     ("changes", "more"),
     [
         ({}, set()),
+        ({"match": 0.5}, {"match"}),
         ({"diversity": 0.5}, {"diversity"}),
         ({"augment": "differentiable"}, set()),
         ({"width": 0.5}, set()),
     ],
-    ids=["plain", "diversity", "augment", "narrow"],
+    ids=["plain", "match", "diversity", "augment", "narrow"],
 )
 def test_both_sides_move(inputs, changes, more):
     """Each step changes student and critics, never the teacher; its terms are named and finite."""
@@ -111,17 +114,44 @@ def test_noise_is_used_under_the_diversity_term(inputs):
     assert apart(trainer_of(inputs, diversity=0.1)) > 2 * apart(trainer_of(inputs))
 
 
+def test_a_critic_sees_another_caption(inputs):
+    """Never the image's own, though the batch holds it twice; with one caption only that one."""
+    trainer = trainer_of(inputs)
+    texts = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    text = texts[[0, 1, 0, 2, 1]]
+    other = trainer._other(batch_of(0, 5), text)
+    assert not (other == text).all(1).any()
+    assert all(any(torch.equal(row, known) for known in texts) for row in other)
+    assert torch.equal(trainer._other(batch_of(0, 2), text[[0, 2]]), text[[0, 2]])
+
+
+def test_images_come_to_match_their_captions(inputs):
+    """Under the term, those of each caption beside those of the others, by the same matcher."""
+
+    def unmatched(trainer):
+        batch = batch_of(0, 4)
+        text = embed(batch.captions)
+        with torch.inference_mode():
+            image = trainer.student(trainer.coded(batch, text), ("image",))["image"]
+            taps = trainer.teacher(image, tuple(trainer.critics.weights))
+            images, words = trainer.critics(taps, text).pair
+        return float(contrastive_loss(words, images))
+
+    trainer = trainer_of(inputs, match=3.0, rate=3e-3, critic_rate=3e-3)
+    for _ in range(80):
+        step(trainer, 0, 4)
+    assert unmatched(trainer) < 0.5 * math.log(4)
+
+
 def test_it_goes_on_where_it_was(inputs):
     """From a checkpoint in the middle to the same bits, the critics' too."""
-    whole, first = (
-        trainer_of(inputs, augment="differentiable"),
-        trainer_of(inputs, augment="differentiable"),
-    )
+    changes = {"augment": "differentiable", "match": 0.5}
+    whole, first = trainer_of(inputs, **changes), trainer_of(inputs, **changes)
     for number in range(6):
         step(whole, number)
     for number in range(3):
         step(first, number)
-    second = trainer_of(inputs, augment="differentiable")
+    second = trainer_of(inputs, **changes)
     second.restore(first.checkpoint())
     for number in range(3, 6):
         step(second, number)
@@ -154,6 +184,7 @@ def test_it_survives_json():
         ({"critics": {}}, "at least one"),
         ({"critics": {}, "adversary": 0.0}, "at least one"),
         ({"critic_rate": 0.0}, "critic_rate"),
+        ({"match": -1.0}, "match must be >= 0"),
         ({"diversity": -1.0}, "diversity must be >= 0"),
         ({"global_batch": 1}, "at least twice the workers"),
     ],
