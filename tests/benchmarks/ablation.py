@@ -203,7 +203,9 @@ def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bo
 
 
 def _key(one: dict[str, object]) -> str:
-    return json.dumps([one["recipe"], one["arm"], one["changes"]], sort_keys=True)
+    # By the whole config: with the changes alone an arm would count as done when its recipe is not
+    # what it was.
+    return json.dumps([one["arm"], one.get("config")], sort_keys=True)
 
 
 def main() -> None:
@@ -233,10 +235,11 @@ def main() -> None:
             # No search: its values would differ from arm to arm.
             changes = {"search.trials": "0"} | common | every[name]
             changes |= {f"stage_{n}.seed": seed for n in STAGES}
-            with_overrides(recipe(given.recipe), changes)  # refused before anything is trained
-            one = done.get(_key({"recipe": given.recipe, "arm": name, "changes": changes}))
+            # What cannot work is refused here, before anything is trained.
+            whole = to_dict(with_overrides(recipe(given.recipe), changes))
+            one = done.get(_key({"arm": name, "config": whole}))
             if one is None:
-                one = run(name, given.store, changes, given.recipe)
+                one = run(name, given.store, changes, given.recipe) | {"config": whole}
                 with kept.open("a") as file:
                     file.write(json.dumps(one) + "\n")
                 print("\n".join(told([one])), flush=True)
