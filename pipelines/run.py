@@ -11,6 +11,7 @@ from pipelines.cluster import cores
 from pipelines.settings import Settings
 from pipelines.store import Store, open_store
 from pipelines.weights_from import found_changes
+from sdn.checking import check_config
 from sdn.config import RunConfig, with_overrides
 from sdn.recipes import recipe
 from sdn.space import check_space
@@ -63,6 +64,7 @@ class RunSpec:
         if self.weights_from:
             changes = found_changes(self.weights_from, self.recipe, settings) | changes
         config = with_overrides(recipe(self.recipe), changes)
+        check_config(config)
         if config.search.trials > 1:
             check_space(config)
             room = cores(settings)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from sdn import METHOD_VERSION
+from sdn.checking import check_config
 from sdn.config import to_dict, with_overrides
 from sdn.data.files import LocalFolder
 from sdn.data.manifest import MANIFEST
@@ -74,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     try:
         config = with_overrides(recipe(chosen.recipe), _changes(chosen.set))
+        check_config(config)
         if chosen.step == "generate":
             generate(chosen.captions, chosen.work)
             return

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from sdn.augmenting import augmented, change_of
-from sdn.captions import contrastive_loss
 from sdn.critics import Critics, hinge
 from sdn.data.images import to_image
 from sdn.gathering import of_all_ranks
 from sdn.losses import tap_losses, wanted_taps
+from sdn.matching import Vectors, match_loss
 from sdn.ranks import ALONE, Rank
 from sdn.trainer import Trainer, rate_at, step_names
 from sdn.training import copied
@@ -43,9 +43,8 @@ class AdversarialTrainer(Trainer):
     + hinge(D_l(T_l(x), t'), false) / 2.
     Loss of the student: sum over l of w_l * d(T_l(x), T_l(S(t, z))), the terms of stage two, and
     -a * D_l(T_l(S(t, z)), t), each critic by its weight.
-    With a matcher also how well each caption of the global batch fits its own image beside the
-    others' (`contrastive_loss`): of the real images among the critics' losses, of the synthetic
-    ones, weighed, among the student's.
+    With a matcher also how well images fit their captions beside others (`match_loss`): the real
+    ones among the critics' losses, the synthetic ones, weighed, among the student's.
     Source: Sauer et al. 2021, arXiv:2111.01007 (critics on a frozen network's features); Reed et
     al. 2016, arXiv:1605.05396 (mismatched captions).
     """
@@ -133,6 +132,9 @@ class AdversarialTrainer(Trainer):
         wanted = torch.stack([term for name, term in terms.items() if name != "critics"]).sum()
         self.optimizer.zero_grad()
         (wanted * batch.weight).backward()  # type: ignore[no-untyped-call]
+        if self.critics.matcher is not None:
+            # In their own order, for that of the rows is another one on other ranks.
+            self.critics.matcher.remember(torch.unique(self._of_all(batch, text), dim=0))
         shares = {name: term.detach() * batch.weight for name, term in terms.items()}
         return shares, self._move(images)
 
@@ -151,43 +153,59 @@ class AdversarialTrainer(Trainer):
             name: torch.cat([real[name], real[name], synthetic[name].detach()])
             for name in self.critics.weights
         }
+        other = self._other(batch, text)
         with self._precise():
-            judged = self._wrapped(taps, torch.cat([text, self._other(batch, text), text]))
+            judged = self._wrapped(taps, torch.cat([text, text if other is None else other, text]))
         total = torch.zeros((), device=self.device)
-        if judged.pair is not None:
-            images, words = (vectors[:count] for vectors in judged.pair)  # the real ones
-            total = total + self._matched(batch, images, words)
+        if judged.vectors is not None:
+            images, words, others = judged.vectors
+            vectors = Vectors(images[:count], words[:count], others)  # of the real images
+            total = total + self._matched(batch, vectors, text)
         for name, found in judged.places.items():
-            true, other, false = found.split(count)
-            loss = hinge(true, real=True)
-            loss = loss + (hinge(other, real=False) + hinge(false, real=False)) / 2
+            true, mismatched, false = found.split(count)
+            loss = hinge(true, real=True) + hinge(false, real=False) / 2
+            if other is not None:
+                loss = loss + hinge(mismatched, real=False) / 2
             total = total + self._shares[name] * loss
         self.critic_optimizer.zero_grad()
         (total * batch.weight).backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
         return total.detach()
 
-    def _other(self, batch: Batch, text: Tensor) -> Tensor:
-        """(B, D): for each row another caption of the global batch, the same on any rank.
+    def _other(self, batch: Batch, text: Tensor) -> Tensor | None:
+        """(B, D): for each row another caption of the global batch; None where all are equal.
 
-        The next in the order of embeddings, as rows have no order that all ranks know.
+        Each is followed by the next different one in an order that each step draws anew, and that
+        is the same on any number of ranks.
         """
-        everyones = of_all_ranks(text, len(batch.keys), self.config.global_batch, self._rank)
-        known, own = torch.unique(torch.cat([everyones, text]), dim=0, return_inverse=True)
-        found: Tensor = known[(own[len(everyones) :] + 1) % len(known)]
-        return found
+        every = torch.cat([self._of_all(batch, text), text])
+        generator = torch.Generator().manual_seed(batch.step)
+        factors = torch.randint(1 << 62, (text.shape[1],), generator=generator)
+        # Of the bits, for a sum of floats could be another on another rank; + 0 as -0 has its own.
+        bits = (every + 0.0).view(torch.int32).long()
+        known, place = torch.unique((bits * factors.to(bits.device)).sum(1), return_inverse=True)
+        if len(known) == 1:
+            return None
+        following = (place[-len(text) :] + 1) % len(known)
+        return every[(place == following.unsqueeze(1)).int().argmax(1)]
 
-    def _matched(self, batch: Batch, images: Tensor, words: Tensor) -> Tensor:
+    def _matched(self, batch: Batch, vectors: Vectors, text: Tensor) -> Tensor:
         """How badly images and captions of the global batch match.
 
         Each rank has the whole loss; as the weights of a step are 1 on the mean over the ranks, so
         has their mean.
         """
-        images, words = (
-            of_all_ranks(rows, len(batch.keys), self.config.global_batch, self._rank)
-            for rows in (images, words)
+        assert self.critics.matcher is not None
+        images, words, own = (
+            self._of_all(batch, rows) for rows in (vectors.images, vectors.words, text)
         )
-        return contrastive_loss(words, images)
+        every = torch.cat([own, self.critics.matcher.known()])
+        same = (own.unsqueeze(1) == every).all(2)
+        same.diagonal().fill_(value=False)
+        return match_loss(images, words, vectors.others, same)
+
+    def _of_all(self, batch: Batch, rows: Tensor) -> Tensor:
+        return of_all_ranks(rows, len(batch.keys), self.config.global_batch, self._rank)
 
     def _judged(self, batch: Batch, synthetic: Taps, text: Tensor) -> dict[str, Tensor]:
         """The student's terms of what the critics, as they are now, say of its images."""
@@ -200,8 +218,8 @@ class AdversarialTrainer(Trainer):
             parameter.requires_grad_(True)
         means = [self._shares[name] * judged.mean() for name, judged in found.places.items()]
         terms = {"adversary": -self.config.adversary * torch.stack(means).sum()}
-        if found.pair is not None:
-            terms["match"] = self.config.match * self._matched(batch, *found.pair)
+        if found.vectors is not None:
+            terms["match"] = self.config.match * self._matched(batch, found.vectors, text)
         return terms
 
     def _alike(self, batch: Batch, text: Tensor, code: Tensor, made: Tensor) -> Tensor:

@@ -321,6 +321,14 @@ class AdversarialConfig(StageConfig):
             "bf16, float32 or auto",
         )
         _require(self.accumulate == 1, "stage_three.accumulate must be 1")
+        _require(
+            self.compile != "on", "stage_three.compile must be auto or off: it is never compiled"
+        )
+        _require(
+            self.global_batch >= 2,
+            f"stage_three.global_batch must be >= 2, not {self.global_batch}: a critic is shown "
+            "the caption of another image, too",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -608,16 +616,11 @@ class RunConfig:
         )
         _require(
             self.stage_three.diversity == 0 or self.student.noise > 0,
-            "stage_three.diversity needs student.noise > 0: without noise a caption has one image",
+            f"stage_three.diversity ({self.stage_three.diversity}) needs student.noise > 0, for "
+            "without noise a caption has one image; set both, or stage_three.diversity=0",
         )
-        # A mismatched caption is that of another image in the rank's share.
-        third = self.stage_three
-        _require(
-            third.epochs == 0 or 2 * most <= third.global_batch,
-            f"stage_three.global_batch ({third.global_batch}) must be at least twice the workers "
-            f"({most})",
-        )
-        for stage in ("stage_one", "stage_two"):
+        third = ("stage_three",) if self.stage_three.epochs else ()
+        for stage in ("stage_one", "stage_two", *third):
             batch = getattr(self, stage).global_batch
             _require(
                 most <= batch,

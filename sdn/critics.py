@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from sdn.matching import Matcher
-from sdn.taps import taps_of
+from sdn.matching import Matcher, Vectors
+from sdn.taps import known_taps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,8 +96,8 @@ class Judged(NamedTuple):
 
     places: dict[str, Tensor]
     """Tap name -> judgements (B, P)."""
-    pair: tuple[Tensor, Tensor] | None
-    """Images and captions as vectors that can be compared, (B, E) each; None without a matcher."""
+    vectors: Vectors | None
+    """Of the matcher; None where there is none."""
 
 
 class Critics(nn.Module):
@@ -129,13 +129,7 @@ class Critics(nn.Module):
             ValueError: the teacher has no tap of such a name.
         """
         super().__init__()
-        known = {tap.name: tap for tap in taps_of(blocks)}
-        unknown = sorted(taps.keys() - known.keys())
-        if unknown:
-            raise ValueError(
-                f"critics of {', '.join(unknown)}: the teacher has no such tap; there are: "
-                f"{', '.join(known)}"
-            )
+        known = known_taps(blocks, taps, "stage_three.critics")
         generator = torch.Generator().manual_seed(seed)
         self.weights = {name: taps[name] for name in known if taps.get(name, 0) > 0}
         self.critics = nn.ModuleDict()

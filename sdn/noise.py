@@ -53,11 +53,6 @@ def coded(text: Tensor, noise: int, names: Iterable[str | bytes], *, seed: int) 
     return torch.cat([text, drawn.to(text)], dim=1)
 
 
-def names_of(text: Tensor) -> list[bytes]:
-    """A name for each row of embeddings (B, D): its bytes, so that captions need not be known."""
-    return [row.numpy().tobytes() for row in text.detach().float().cpu().contiguous()]
-
-
 def _rows(
     names: Iterable[str | bytes], size: int, seed: int, of: str, fill: Callable[..., Tensor]
 ) -> Tensor:

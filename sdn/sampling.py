@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdn.captions import CharCnnRnn, SentenceEncoder, check_caption, open_encoder, save_encoder
+from sdn.captions import (
+    CharCnnRnn,
+    SentenceEncoder,
+    check_caption,
+    normalise,
+    open_encoder,
+    save_encoder,
+)
 from sdn.data.images import to_pixels
-from sdn.noise import coded, names_of
+from sdn.noise import coded
 from sdn.student import Student
 from sdn.teacher import channels_last
 from sdn.tensor_files import damaged, read_tensors, write_tensors
@@ -76,16 +83,17 @@ class Synthesizer:
     @_one_thread()
     def of_data(self, captions: Sequence[str], *, seed: int = 0) -> Tensor:
         """As calling, for captions of a data set: one that is too long is cut, as in training."""
-        return torch.cat(
-            [self.draw(self.encoder.encode([caption]), seed=seed) for caption in captions]
-        )
+        return torch.cat([self._drawn(caption, seed) for caption in captions])
 
-    @_one_thread()
     @torch.inference_mode()
-    def draw(self, text: Tensor, *, seed: int = 0) -> Tensor:
-        """(B, D) embeddings -> (B, 3, H, W) uint8 pixels, row by row; float32, so repeatable."""
-        code = coded(text, self.student.noise, names_of(text), seed=seed)
-        return torch.cat([to_pixels(self.student(row)["image"]) for row in code.unsqueeze(1)])
+    def _drawn(self, caption: str, seed: int) -> Tensor:
+        """(1, 3, H, W) uint8: one caption alone in float32, so repeatable."""
+        text = self.encoder.encode([caption])
+        # Noise is named by what the encoder reads, not by the embedding: a processor that rounds
+        # the last bit otherwise would get another image altogether.
+        read = normalise(caption)[: self.max_chars]
+        code = coded(text, self.student.noise, [read], seed=seed)
+        return to_pixels(self.student(code)["image"])
 
     def _checked(self, captions: Sequence[str]) -> list[str]:
         """The captions, if a picture can be made of each."""

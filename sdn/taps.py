@@ -6,6 +6,10 @@ Source: Yuan & Peng 2018, arXiv:1808.06801; the layer names are those of VGG.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Blocks = tuple[tuple[int, int], ...]
 """`(channels, convolutions)` of each block, from the image upwards."""
@@ -60,6 +64,25 @@ def taps_of(blocks: Blocks) -> tuple[Tap, ...]:
         ]
         taps.append(Tap(name=f"pool{k}", channels=channels, divisor=2**k))
     return tuple(taps)
+
+
+def known_taps(blocks: Blocks, wanted: Iterable[str], of: str) -> dict[str, Tap]:
+    """Name -> tap, of all of the teacher's.
+
+    Args:
+        blocks: the teacher's.
+        wanted: names that must be among them.
+        of: the key they stand under.
+
+    Raises:
+        ValueError: one is not; the text names the key, those missing, and those there are.
+    """
+    known = {tap.name: tap for tap in taps_of(blocks)}
+    if unknown := sorted(set(wanted) - known.keys()):
+        raise ValueError(
+            f"{of}: the teacher has no tap {', '.join(unknown)}; there are: {', '.join(known)}"
+        )
+    return known
 
 
 def student_layers(blocks: Blocks) -> tuple[StudentLayer, ...]:

@@ -39,6 +39,9 @@ class Taken(Protocol):
 
 B = TypeVar("B", bound=Taken)
 
+_BESIDE = frozenset({"critics"})
+"""Losses of networks that learn beside the one that is trained: no part of its total."""
+
 
 class Trainee(Protocol):
     """What is trained: all of its state, and how far it is."""
@@ -218,7 +221,8 @@ class _Window:
             if wrong:
                 trainee = self._trainee
                 raise LossNotFiniteError(first + n, wrong, trainee.name, trainee.precision)
-        self._totals += rows[:, :-1].sum(1).tolist()
+        own = [n for n, name in enumerate(self._names) if name not in _BESIDE]
+        self._totals += rows[:, own].sum(1).tolist()
         self._rows = []
         losses = dict(zip(self._names, rows[-1, :-1].tolist(), strict=True))
         return losses, float(rows[-1, -1])
@@ -231,7 +235,7 @@ class _Window:
             steps=trainee.steps,
             images_seen=trainee.images_seen,
             losses={f"loss/{name}": value for name, value in losses.items()}
-            | {"loss/total": sum(losses.values())},
+            | {"loss/total": sum(v for name, v in losses.items() if name not in _BESIDE)},
             rate=trainee.rate,
             gradient_norm=norm,
             images_per_s=(trainee.images_seen - self._seen) / elapsed,

@@ -103,14 +103,14 @@ def test_a_matcher_reads_what_critics_read():
     """A vector for each image and each caption; of an image the caption has no part, and back."""
     net, taps = critics(matching=True), read()
     text = torch.randn(3, 12, generator=torch.Generator().manual_seed(2))
-    images, words = net(taps, text).pair
+    images, words, _ = net(taps, text).vectors
     assert images.shape == words.shape == (3, 128)
     assert images.dtype == words.dtype == torch.float32
-    others, other_words = net(taps, text + 1).pair
+    others, other_words, _ = net(taps, text + 1).vectors
     assert torch.equal(images, others)
     assert not torch.equal(words, other_words)
     assert net.matcher.taps == ("pool1", "pool3", "pool5")
-    assert critics()(taps, text).pair is None
+    assert critics()(taps, text).vectors is None
     assert not any("matcher" in name for name in critics().state_dict())
 
 

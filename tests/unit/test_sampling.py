@@ -33,10 +33,16 @@ WIDTH = 0.05
 CAPTIONS = ("a red house", "Cook: dark skin tone", "two dogs", "keycap 5", "x")
 
 
-def model():
+def model(noise=0):
     """A tiny synthesizer with weights that draw something."""
     student = Student(
-        blocks_of("vgg11", WIDTH), resolution=32, text_dim=8, width=WIDTH, init="he", seed=1
+        blocks_of("vgg11", WIDTH),
+        resolution=32,
+        text_dim=8,
+        width=WIDTH,
+        noise=noise,
+        init="he",
+        seed=1,
     )
     encoder = new_encoder(CaptionConfig(dim=8, width=8, max_chars=40))
     encoder.requires_grad_(requires_grad=False).eval()
@@ -152,6 +158,26 @@ def test_the_faithful_student_has_no_noise():
     assert not synthesizer.noise
     assert torch.equal(synthesizer(CAPTIONS, seed=5), synthesizer(CAPTIONS))
     assert torch.equal(synthesizer.of_data(CAPTIONS, seed=5), synthesizer(CAPTIONS))
+
+
+def test_a_seed_is_an_image_wherever_it_is_drawn():
+    """Noise hangs on the caption as it is read, and on no last bit of its embedding.
+
+    Another processor rounds otherwise, and would draw another image altogether.
+    """
+    here, elsewhere = model(noise=6), model(noise=6)
+    with torch.no_grad():
+        elsewhere.encoder.out.bias.mul_(1 + 1e-6)
+    text = [synthesizer.encoder.encode(["a red house"]) for synthesizer in (here, elsewhere)]
+    assert not torch.equal(*text)
+
+    def apart(one, other):
+        return float((one.float() - other.float()).abs().mean())
+
+    drawn = here(["a red house"], seed=3)
+    assert apart(elsewhere(["a red house"], seed=3), drawn) < 0.1
+    assert apart(here(["a red house"], seed=4), drawn) > 1
+    assert torch.equal(here(["A red HOUSE!"], seed=3), drawn)
 
 
 def test_png_holds_pixels_and_text():

@@ -88,13 +88,18 @@ def mean_absolute(a, b):
     return total / a.numel()
 
 
-def literal_losses(stage, teacher, student, text, image, *, release=False):
+def mean_squared(a, b):
+    """Mean squared difference, over every element in float64."""
+    return (a.detach().double() - b.detach().double()).pow(2).sum().item() / a.numel()
+
+
+def literal_losses(stage, teacher, student, text, image, *, release=False, of=mean_absolute):
     """The 22 unweighted distances of a stage, from its formula."""
     real = literal_teacher(teacher, image, release=release)
     made = literal_student(student, text)
     if stage == "stage_two":
         made = literal_teacher(teacher, made["image"], release=release)
-    return {name: mean_absolute(real[name], made[name]) for name in VGG19_TAPS}
+    return {name: of(real[name], made[name]) for name in VGG19_TAPS}
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
@@ -110,6 +115,20 @@ def test_both_stages_equal_their_formula_term_for_term(stage):
         weight = 7 if name == "pool3" else FACTORS[name.replace("pool", "conv").split("_")[0]]
         assert reference[name] > 0, name
         assert loss.item() == pytest.approx(weight * reference[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_squared_distances_have_the_square_of_their_scale(stage):
+    """As L1, with the mean of squares; a unit's factor counts twice."""
+    teacher, student = pair_of()
+    text, image = batch_of()
+    scales = {"image": 3.0, "conv4_1": 0.5}
+    losses = STAGES[stage](student, teacher, text, image, weights=WEIGHTS, scales=scales, kind="l2")
+    reference = literal_losses(stage, teacher, student, text, image, of=mean_squared)
+    assert list(losses) == VGG19_TAPS
+    for name, loss in losses.items():
+        factor = WEIGHTS.of(name) * scales.get(name, 1) ** 2
+        assert loss.item() == pytest.approx(factor * reference[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("stage", list(STAGES))

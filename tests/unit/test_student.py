@@ -198,10 +198,17 @@ def test_only_the_image_is_without_relu():
         assert (tap > 0).any(), name
 
 
+@pytest.mark.parametrize("condition", ["top", "levels"])
 @pytest.mark.parametrize("leak", [0, 0.1])
-def test_forward_equals_the_table_written_out(leak):
-    """The forward pass is the published chain of layers, written out here for a small VGG11."""
-    student = student_of(init="he", leak=leak).double()
+def test_forward_equals_the_table_written_out(leak, condition):
+    """The forward pass is the published chain of layers, written out here for a small VGG11.
+
+    With the text at each level a convolution's sums are scaled and shifted by it.
+    """
+    student = student_of(init="he", leak=leak, condition=condition).double()
+    for level in (student.levels or {}).values():
+        nn.init.normal_(level.weight, 0, 0.3)
+        nn.init.normal_(level.bias, 0, 0.3)
 
     def rectified(sums):
         return torch.where(sums > 0, sums, leak * sums)
@@ -223,11 +230,25 @@ def test_forward_equals_the_table_written_out(leak):
         for name in block[1:]:
             conv = student.convs[name]
             x = functional.conv2d(x, conv.weight, conv.bias, padding=1)
+            if condition == "levels" and name != "image":
+                level = student.levels[name]
+                moved = (text @ level.weight.T + level.bias)[:, :, None, None]
+                x = x * (1 + moved[:, : x.shape[1]]) + moved[:, x.shape[1] :]
             x = expected[name] = x if name == "image" else rectified(x)
     taps = student(text)
     assert taps.keys() == expected.keys()
     for name, tap in taps.items():
         torch.testing.assert_close(tap, expected[name], msg=name)
+
+
+def test_text_at_each_level_begins_as_text_at_the_top():
+    """The same image from the same seed; and every level learns from the first step."""
+    plain, levels = (student_of(init="he", condition=c) for c in ("top", "levels"))
+    text = torch.randn(3, 12)
+    assert torch.equal(plain(text)["image"], levels(text)["image"])
+    levels(text)["image"].square().mean().backward()
+    assert levels.levels.keys() == plain.convs.keys() - {"image"}
+    assert all(level.weight.grad.abs().sum() > 0 for level in levels.levels.values())
 
 
 def test_captions_of_a_batch_do_not_mix():

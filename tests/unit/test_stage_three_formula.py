@@ -1,0 +1,189 @@
+"""Stage three against its formulas written out: both losses, and the gradient of each."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_adversarial import inputs, trainer_of  # noqa: F401 (a fixture)
+from test_training import batch_of
+from torch.nn import functional
+
+import sdn.adversarial
+from sdn.adversarial import AdversarialTrainer
+from sdn.data.images import to_image
+from sdn.trainer import rate_at
+
+TERMS = {
+    "critics alone": {},
+    "all": {"match": 0.7, "diversity": 0.3},
+    "squared": {"distance": "l2"},
+    "augmented": {"augment": "differentiable", "match": 0.7},
+}
+CRITICS = {"pool2": 3.0, "pool4": 1.0}
+ADVERSARY = 5.0
+
+
+def texts_of(step, count=3):
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(step))
+
+
+def contrast(images, captions, own):
+    """-log softmax of cosines / 0.1 at each image's own caption, and back; equal ones left out."""
+    found = []
+    cosines = torch.stack(
+        [functional.cosine_similarity(one.unsqueeze(0), captions) for one in images]
+    )
+    for row in range(len(images)):
+        rivals = [n for n in range(len(captions)) if n == row or not torch.equal(own[n], own[row])]
+        found.append(-(cosines[row] / 0.1)[row] + (cosines[row] / 0.1)[rivals].logsumexp(0))
+        rivals = [n for n in range(len(images)) if n == row or not torch.equal(own[n], own[row])]
+        back = cosines[:, row] / 0.1
+        found.append(-back[row] + back[rivals].logsumexp(0))
+    return torch.stack(found).sum() / 2 / len(images)
+
+
+def literal_step(trainer, batch, text, other):
+    """Terms of one step of a copy of a trainer, and the gradient of its student.
+
+    Spectral norm moves with each pass, so passes are made as they are in training.
+    """
+    config, critics, teacher = trainer.config, trainer.critics, trainer.teacher
+    code = trainer.coded(batch, text)
+    made = trainer.student(code)["image"]
+    seen = [trainer._changed(batch, one) for one in (to_image(batch.pixels), made)]
+    with torch.no_grad():
+        real = teacher(seen[0])
+    synthetic = teacher(seen[1])
+    weight = {"pool2": 0.75, "pool4": 0.25}
+    count = len(text)
+
+    judged = critics(
+        {n: torch.cat([real[n], real[n], synthetic[n].detach()]) for n in weight},
+        torch.cat([text, other, text]),
+    )
+    loss = 0
+    for name, share in weight.items():
+        places = judged.places[name]
+        for rows, sign, factor in (
+            (places[:count], 1, 1),
+            (places[count : 2 * count], -1, 0.5),
+            (places[2 * count :], -1, 0.5),
+        ):
+            loss = loss + share * factor * (1 - sign * rows).clamp(min=0).mean()
+    known = [*text]
+    if judged.vectors is not None:
+        known += [*critics.matcher.memory[: int(critics.matcher.remembered)]]
+        words = critics.matcher.text(torch.stack(known))
+        loss = loss + contrast(judged.vectors.images[:count], words, known)
+    terms = {"critics": loss}
+    for group in trainer.critic_optimizer.param_groups:
+        group["lr"] = (
+            config.critic_rate * rate_at(trainer.step, trainer.steps, config) / config.rate
+        )
+    trainer.critic_optimizer.zero_grad()
+    loss.backward()
+    trainer.critic_optimizer.step()
+
+    for name in teacher.names:
+        away = synthetic[name] - real[name]
+        scale = config.weights.of(name) * trainer.scales[name]
+        squared = config.distance == "l2"
+        terms[name] = (
+            scale * trainer.scales[name] * away**2 if squared else scale * away.abs()
+        ).mean()
+    judged = critics(synthetic, text)
+    terms["adversary"] = -ADVERSARY * sum(
+        share * judged.places[name].mean() for name, share in weight.items()
+    )
+    if config.match:
+        words = critics.matcher.text(torch.stack(known)).detach()
+        terms["match"] = config.match * contrast(judged.vectors.images, words, known)
+    if config.diversity:
+        second = trainer.coded(batch, text, of="other/")
+        images = trainer.student(second)["image"]
+        noise = (code - second)[:, 8:].abs().mean(1)
+        terms["diversity"] = (
+            config.diversity * (noise / ((made - images).abs().mean((1, 2, 3)) + 1e-3)).mean()
+        )
+    student = [*trainer.student.parameters()]
+    total = sum(term for name, term in terms.items() if name != "critics")
+    return terms, torch.autograd.grad(total, student)
+
+
+@pytest.mark.parametrize("changes", TERMS.values(), ids=list(TERMS))
+def test_terms_and_gradient_are_those_of_the_formula(inputs, changes, monkeypatch):  # noqa: F811
+    """In three steps one after another: with memories, moved critics, and another order."""
+    others = []
+    drawn = AdversarialTrainer._other
+
+    def noted(self, batch, text):
+        others.append(drawn(self, batch, text))
+        return others[-1]
+
+    monkeypatch.setattr(AdversarialTrainer, "_other", noted)
+    trainer = trainer_of(inputs, adversary=ADVERSARY, critics=CRITICS, **changes)
+    for step in range(3):
+        batch, text = batch_of(step), texts_of(step)
+        before = copy.deepcopy(trainer)
+        terms, _ = trainer.advance(batch, text, 3)
+        expected, gradient = literal_step(before, batch, text, others[-1])
+        assert terms.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(terms[name], value.detach(), rtol=1e-4, atol=1e-6, msg=name)
+        for found, wanted in zip(trainer.student.parameters(), gradient, strict=True):
+            torch.testing.assert_close(found.grad, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_the_critics_alone_move_the_student(inputs):  # noqa: F811
+    """What they say reaches its weights through the frozen teacher; so does what matches."""
+    for changes in ({}, {"match": 1.0}):
+        trainer = trainer_of(inputs, **changes)
+        batch, text = batch_of(), texts_of(0)
+        made = trainer.student(trainer.coded(batch, text))["image"]
+        for term in trainer._judged(batch, trainer.teacher(made), text).values():
+            found = torch.autograd.grad(term, trainer.student.pool.weight, retain_graph=True)[0]
+            assert found.abs().sum() > 0
+
+
+def test_critics_follow_the_students_schedule(inputs):  # noqa: F811
+    """Warming up, at the peak and at the end, each by its own rate."""
+    trainer = trainer_of(inputs, rate=1e-3, critic_rate=4e-3, schedule="one-cycle")
+    rates = []
+    for step in range(10):
+        trainer.advance(batch_of(step), texts_of(step), 3)
+        own, critics = (
+            o.param_groups[0]["lr"] for o in (trainer.optimizer, trainer.critic_optimizer)
+        )
+        assert critics == pytest.approx(4 * own)
+        rates.append(own)
+    assert max(rates) > 10 * min(rates)
+
+
+def test_real_and_synthetic_are_changed_alike(inputs, monkeypatch):  # noqa: F811
+    """A sample's two images get one change; another sample, or step, gets another."""
+    seen = []
+
+    def noted(image, change):
+        seen.append(change)
+        return image
+
+    monkeypatch.setattr(sdn.adversarial, "augmented", noted)
+    trainer = trainer_of(inputs, augment="differentiable")
+    for step in range(2):
+        trainer.advance(batch_of(step), texts_of(step), 3)
+    first, second, third, fourth = seen
+    assert torch.equal(first, second)
+    assert torch.equal(third, fourth)
+    assert not torch.equal(first, third)
+    assert len(torch.unique(first, dim=0)) == 3
+
+
+def test_a_sample_has_other_noise_in_each_step(inputs):  # noqa: F811
+    """A student that saw one image of a caption with one noise would learn them by heart."""
+    trainer = trainer_of(inputs)
+    text = texts_of(0)
+    one, same, other = (trainer.coded(batch_of(step), text)[:, 8:] for step in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert (one != other).all()
