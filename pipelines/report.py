@@ -17,7 +17,7 @@ from sdn.evaluation import REAL, UNTRAINED
 from sdn.space import with_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.figure import Figure
@@ -210,6 +210,7 @@ def write_report(
         sheet=_picture(evaluated / SHEET),
         extremes=_extremes(scored.result["extremes"], evaluated / EXTREMES),
         classes=scored.result["classes"],
+        spread={label: spread(lines) for label, lines in scored.result["classes"].items()},
         apart=("diversity, real", "diversity, one caption"),
         curves={name: _curves_png(name, place) for name, place in parts.curves.items()},
         lineage={name: (done.key, done.folder) for name, done in parts.stages.items()},
@@ -219,6 +220,29 @@ def write_report(
         credit=parts.stages["prepare"].result["attribution"],
     )
     (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def spread(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """In how many classes noise moves images at least half as far as real ones lie apart.
+
+    Args:
+        lines: a table of classes as of `sdn.evaluation.class_table`.
+
+    Returns:
+        A sentence; None where the model has no noise or no class has two real images.
+    """
+    real, own = "diversity, real", "diversity, one caption"
+    told = [line for line in lines if line.get(real) and line.get(own) is not None]
+    if not told:
+        return None
+    wide = sum(line[own] >= line[real] / 2 for line in told)
+    images = sum(line["images"] for line in told)
+    means = [sum(line[name] * line["images"] for line in told) / images for name in (own, real)]
+    return (
+        f"Two images of one caption lie at least half as far apart as two real images of its class "
+        f"in {wide} of {len(told)} classes; mean over the images: {means[0]:.3g} and "
+        f"{means[1]:.3g}."
+    )
 
 
 def _trained_with(config: RunConfig, stages: Mapping[str, Done]) -> RunConfig:

@@ -239,10 +239,12 @@ def retrained(
     epochs: float | None,
     rate: float | None,
 ) -> RunConfig:
-    """The parent's config with another length and rate of stage two, on the data set that grows.
+    """The parent's config with another length and rate of its last stage, on the data that grow.
+
+    That is stage two, or stage three where there is one: alone, with critics that begin anew.
 
     Args:
-        run: its recipe says how long stage two is, and its changes are heeded as far as they are
+        run: its recipe says how long the stages are, and its changes are heeded as far as they are
             about what a retraining does.
         parent: the champion.
         dataset: its place.
@@ -265,11 +267,12 @@ def retrained(
         )
 
     own = run.config
-    return dataclasses.replace(
-        config,
-        stage_two=shorter(config.stage_two, own.stage_two),
-        stage_three=shorter(config.stage_three, own.stage_three),
-    )
+    third = shorter(config.stage_three, own.stage_three)
+    second = shorter(config.stage_two, own.stage_two)
+    if third.epochs:
+        # Distances alone would teach the student to blur again, and to ignore its noise.
+        second = dataclasses.replace(second, epochs=0.0)
+    return dataclasses.replace(config, stage_two=second, stage_three=third)
 
 
 def data_job(config: RunConfig, manifest: Manifest) -> Job:

@@ -221,7 +221,8 @@ class StageConfig:
     """constant as in the release; warm-up: linear warm-up, then constant; one-cycle: linear
     warm-up, then cosine to a hundredth."""
     beta2: float = 0.999
-    """Decay of Adam's second moment, 0..1; lower follows a changing gradient sooner."""
+    """Decay of Adam's second moment, 0..1; 0.999 as published, lower follows a changing gradient
+    sooner."""
     warmup_share: float = 0.05
     """Share of the steps that warm up in the schedules that do."""
     clip: float | None = None
@@ -296,12 +297,13 @@ class AdversarialConfig(StageConfig):
     adversary: float = 6.0
     """Weight of what the critics say, beside the distances (`weights`)."""
     match: float = 0.0
-    """Weight of the term that has an image fit its caption better than the others of the batch."""
+    """Weight of the term that has an image fit its caption better than it fits those of the last
+    thousand other images; by a reading of the critics' taps that learns from real images alone."""
     diversity: float = 0.0
     """Weight of the term that keeps two images of one caption apart; costs a second synthesis."""
     augment: Literal["none", "differentiable"] = "none"
-    """Whether critics see images with other colours, moved, and with a hole, so that few images do
-    not become known by heart."""
+    """Whether critics, and with them the distances, see images with other colours, moved, and with
+    a hole, so that few images do not become known by heart."""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -333,7 +335,7 @@ class AdversarialConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentConfig:
-    """The generator's start; its shape is the reflection of the teacher's."""
+    """The generator: where it begins, and in what it is not its teacher's exact reflection."""
 
     width: float = 1.0
     """Factor on the teacher's numbers of channels, in (0, 1]; 1, as in the paper, mirrors them.

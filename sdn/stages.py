@@ -1,4 +1,4 @@
-"""The two distillation stages: a batch becomes named losses.
+"""The two distillation stages of the paper: a batch becomes named losses.
 
 Source: Yuan & Peng 2018, arXiv:1808.06801.
 """

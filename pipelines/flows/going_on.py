@@ -1,4 +1,4 @@
-"""The stages of a retraining: stage two goes on from a champion, and both are compared."""
+"""The stages of a retraining: a champion is trained on, and both are compared."""
 
 from __future__ import annotations
 

@@ -57,20 +57,23 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "student.width": "1",
         "stage_three.diversity": "0",
     }
-    raw = ALL_ONES | {"stage_one.scale": "raw", "stage_two.scale": "raw"}
+    raw = ALL_ONES | {f"stage_{n}.scale": "raw" for n in STAGES}
+    # Critics read high taps, too: arms about what distances reach have none.
+    alone = no_critics | {"stage_three.diversity": "0"} if three else {}
     total = {"stage_three.epochs": "0", "stage_three.diversity": "0"}
     whole = str(one + two + three)
     return {
         "full": {},
         "stage one only": total | {"stage_one.epochs": whole, "stage_two.epochs": "0"},
         "stage two only": total | {"stage_one.epochs": "0", "stage_two.epochs": whole},
-        "pixels only": without("conv1", "conv2", "conv3", "conv4", "conv5"),
-        "low taps only": without("conv3", "conv4", "conv5"),
-        "high taps only": without("image", "conv1", "conv2"),
-        "all ones raw": raw,
-        "all ones relative": ALL_ONES,
+        "pixels only": without("conv1", "conv2", "conv3", "conv4", "conv5") | alone,
+        "low taps only": without("conv3", "conv4", "conv5") | alone,
+        "high taps only": without("image", "conv1", "conv2") | alone,
+        "all ones raw": raw | alone,
+        "all ones relative": ALL_ONES | alone,
         "as the paper": raw | nothing_added | no_critics,
-        "L2": {"stage_one.distance": "l2", "stage_two.distance": "l2"},
+        "L2": {f"stage_{n}.distance": "l2" for n in STAGES},
+        "constant rate": {f"stage_{n}.schedule": "constant" for n in STAGES},
         "random teacher": {"teacher.epochs": "0"} | (NO_WEIGHTS if teacher.weights else {}),
         **({"fitted teacher": NO_WEIGHTS} if teacher.weights else {}),
         "sentence encoder": {"captions.encoder": "sentence"},
@@ -88,7 +91,8 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "half the width": {"student.width": str(student.width / 2)},
         **(
             {
-                "no critics": no_critics | {"stage_three.diversity": "0"},
+                "no critics": alone,
+                "matched": {"stage_three.match": "3"},
                 "no noise": {"student.noise": "0", "stage_three.diversity": "0"},
                 "augmented": {"stage_three.augment": "differentiable"},
             }

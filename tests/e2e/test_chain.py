@@ -322,12 +322,67 @@ def test_a_loss_that_is_not_finite_is_not_run_into_again(chain):
     assert len(attempts_of(LocalFolder(failed.parent))) == before
 
 
-def wait_for_points(trainings: Path, known: set[Path], process: subprocess.Popen, step: int):
-    """Place of the new stage two, and its newest point, once that has passed `step`."""
+def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
+    """Critics, noise and the matcher on two Ray workers: resumed, scored, registered, traced."""
+    here, _ = chain
+    trainings = here.store / "training"
+    known = {*trainings.iterdir()}
+    changes = {
+        "search.trials": 0, "student.noise": 8, "student.condition": "levels",
+        "stage_one.epochs": 1, "stage_two.epochs": 1, "stage_three.epochs": 10,
+        "stage_three.match": 0.5, "stage_three.diversity": 0.05,
+        "stage_three.augment": "differentiable", "stage_three.checkpoint_images": 400,
+    }  # fmt: skip
+    options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    command = [COMMAND, "run", "tiny", "--store", str(here.store), *options]
+    with subprocess.Popen(
+        command, env=here.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        place, _ = wait_for_points(trainings, known, process, 60, stage="stage_three")
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, f"left over: {alive}"
+    answer = here.run(*options)
+    fresh = {name for name, stage in answer["stages"].items() if stage["fresh"]}
+    assert fresh == {"stage_three", "evaluate", "compare"}
+    attempts = attempts_of(place)
+    assert len(attempts) == 2
+    assert attempts[1].start > 0, "training began again instead of resuming from its checkpoint"
+    ledger = answer["stages"]["stage_three"]["result"]["ledger"]
+    assert (ledger["attempts"], ledger["lost"], ledger["twice"]) == (2, 0, 0)
+    *_, last = read_points(folder_of((here, answer), "stage_three"))
+    assert {"loss/critics", "loss/adversary", "loss/match", "loss/diversity"} <= last.keys()
+    assert answer["scores"]["stage three"]["caption_diversity_score"]["value"] > 0
+    model = f"models:/{answer['model']['name']}/{answer['model']['version']}"
+    images = []
+    for seed in ("1", "1", "2"):
+        path = here.store.parent / f"drawn-{len(images)}.png"
+        done = here.sdn(
+            "generate", CAPTION, "--model", model, "--store", str(here.store), "--seed", seed,
+            "--out", str(path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        images.append(Image.open(path).tobytes())
+    assert images[0] == images[1] != images[2]
+    traced = here.sdn("lineage", model, "--store", str(here.store), "--json")
+    lineage = json.loads(traced.stdout.splitlines()[-1])
+    assert (lineage["problems"], lineage["unreached"]) == ([], [])
+    assert "stage_three" in [stage["name"] for stage in lineage["stages"]]
+
+
+def wait_for_points(
+    trainings: Path,
+    known: set[Path],
+    process: subprocess.Popen,
+    step: int,
+    stage: str = "stage_two",
+):
+    """Place of the stage's new training, and its newest point, once that has passed `step`."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
-        for path in {*trainings.glob("stage_two-*")} - known:
+        for path in {*trainings.glob(f"{stage}-*")} - known:
             points = spooled_points(LocalFolder(path))
             if points and points[-1]["step"] >= step:
                 return LocalFolder(path), points[-1]["step"]

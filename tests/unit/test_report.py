@@ -16,6 +16,7 @@ from pipelines.report import (
     how_measured,
     plain,
     short_rows,
+    spread,
     withheld,
     write_report,
 )
@@ -139,3 +140,15 @@ def test_rows_are_named_for_what_they_are():
     told = how_measured(json.loads(json.dumps(result()["settings"])))
     for words in ("each-image", "lite0", "128 px (bicubic)", "a" * 12, "b" * 12, "64 px"):
         assert words in told
+
+
+def test_the_spread_of_a_caption_beside_that_of_its_class():
+    """Half as far counts; classes without two real images say nothing; the mean is over images."""
+
+    def line(real, own, images):
+        return {"images": images, "diversity, real": real, "diversity, one caption": own}
+
+    told = spread([line(20.0, 10.0, 3), line(20.0, 9.0, 1), line(None, 5.0, 4)])
+    assert told is not None
+    assert "in 1 of 2 classes; mean over the images: 9.75 and 20." in told
+    assert spread([{"images": 3, "diversity, real": 20.0}]) is None

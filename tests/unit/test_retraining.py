@@ -99,6 +99,18 @@ def test_the_config_is_the_champions_with_another_stage_two(run, versions):
     assert (asked.stage_two.epochs, asked.stage_two.rate) == (2.5, 1e-5)
 
 
+def test_a_model_with_a_stage_three_goes_on_with_that_alone(tmp_path, versions):
+    """Distances alone would undo what critics taught; length and rate are those of stage three."""
+    changes = {"stage_three.epochs": "8", "student.noise": "4"}
+    run = RunSpec("tiny", changes, str(tmp_path)).open()
+    parent = parent_on("m", config=run.config)
+    found = retraining.retrained(run, parent, "/set", versions[0], None, None)
+    assert (found.stage_two.epochs, found.stage_three.epochs) == (0, 2)
+    assert found.stage_three.rate == pytest.approx(run.config.stage_three.rate * 0.3)
+    asked = retraining.retrained(run, parent, "/set", versions[0], 1.5, 1e-5)
+    assert (asked.stage_two.epochs, asked.stage_three.epochs) == (0, 1.5)
+
+
 def test_only_changes_about_a_retraining_are_heeded(tmp_path, versions):
     """Teacher and captions are the champion's, whatever the changes of a first model say."""
     changes = {"promotion.level": "0.1", "teacher.epochs": "77", "captions.epochs": "78"}
