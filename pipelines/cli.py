@@ -168,7 +168,7 @@ def recipes(*, as_json: JsonOption = False) -> None:
 
 @app.command()
 def generate(
-    captions: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
+    captions: Annotated[list[str], typer.Argument(help="What to draw.")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -179,24 +179,30 @@ def generate(
     ] = None,
     store: StoreOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="PNG file, or folder for several captions.")
+        Path | None, typer.Option("--out", help="PNG file, or folder for several images.")
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", help="For models with noise; kept with the image.")
     ] = 0,
+    each: Annotated[
+        int,
+        typer.Option(
+            "--each", min=1, help="Images of each caption, with this and the following seeds."
+        ),
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw an image of each caption with the champion of the registry, or another model."""
+    """Draw images of captions with the champion of the registry, or another model."""
     with expected_errors():
         from pipelines.generation import draw, find_model, write_images
 
         quiet()
         found = find_model(model, store)
-        drawn = draw(found.folder, captions, seed=seed)
-        images = write_images(drawn, captions, out, model=found, seed=seed)
+        drawn = draw(found.folder, captions, seed=seed, each=each)
+        images = write_images(drawn, captions, out, model=found, seed=seed, each=each)
         if not as_json:
-            for caption, path in zip(captions, images, strict=True):
-                say(f"{path}: {caption} ({found.title})")
+            for n, path in enumerate(images):
+                say(f"{path}: {captions[n // each]} ({found.title})")
         paths = [str(path) for path in images]
         answer({"model": found.title, "uri": found.uri, "images": paths}, as_json=as_json)
 

@@ -84,21 +84,32 @@ def find_model(model: str | None, store: str | None) -> FoundModel:
     )
 
 
-def draw(folder: Path, captions: Sequence[str], *, seed: int = 0) -> Tensor:
-    """(N, 3, H, W) uint8 pixels of N captions.
+def draw(folder: Path, captions: Sequence[str], *, seed: int = 0, each: int = 1) -> Tensor:
+    """(N * each, 3, H, W) uint8 pixels of N captions, those of a caption together.
 
     Args:
         folder: of a model.
         captions: at least one.
         seed: of the noise, for models that have some.
+        each: images of a caption, with this seed and those that follow it.
 
     Raises:
-        TypeError, ValueError: a caption that no picture can be made of, or a damaged model.
+        TypeError, ValueError: a caption that no picture can be made of, a damaged model, or several
+            images of a caption by a model that has one.
         FileNotFoundError: the folder holds no model.
     """
+    import torch
+
     from sdn.sampling import open_synthesizer
 
-    return open_synthesizer(folder)(captions, seed=seed)
+    model = open_synthesizer(folder)
+    if each > 1 and not model.noise:
+        raise ValueError(
+            f"{each} images of a caption: the model has no noise and draws one; leave --each out, "
+            "or train with student.noise=32 and a stage three"
+        )
+    drawn = [model(captions, seed=one) for one in range(seed, seed + each)]
+    return torch.stack(drawn, dim=1).flatten(0, 1)
 
 
 def image_metadata(model: FoundModel, caption: str, seed: int) -> dict[str, str]:
@@ -115,30 +126,39 @@ def image_metadata(model: FoundModel, caption: str, seed: int) -> dict[str, str]
 
 
 def write_images(
-    pixels: Tensor, captions: Sequence[str], out: Path | None, *, model: FoundModel, seed: int
+    pixels: Tensor,
+    captions: Sequence[str],
+    out: Path | None,
+    *,
+    model: FoundModel,
+    seed: int,
+    each: int = 1,
 ) -> list[Path]:
     """Write PNG files that say in their metadata which model drew what.
 
     Args:
-        pixels: (N, 3, H, W) uint8.
+        pixels: (N * each, 3, H, W) uint8, as of `draw`.
         captions: N of them.
         out: the file of a single image, else a folder; None writes into the current folder.
         model: what drew them.
-        seed: kept in the metadata.
+        seed: of the first image of each caption; kept in the metadata, as are those that follow.
+        each: images of a caption.
     """
     from sdn.sampling import encode_png
 
-    single = out is not None and len(captions) == 1 and out.suffix.lower() == ".png"
+    single = out is not None and len(pixels) == 1 and out.suffix.lower() == ".png"
     folder = out.parent if single and out is not None else out or Path()
     folder.mkdir(parents=True, exist_ok=True)
     names: list[Path] = []
-    for n, caption in enumerate(captions):
+    for n, one in enumerate(pixels):
+        caption, own_seed = captions[n // each], seed + n % each
         base = re.sub(r"\W+", "-", caption.lower()).strip("-")[:60] or "image"
+        base = f"{base}-seed-{own_seed}" if each > 1 else base
         path = out if single and out is not None else folder / f"{base}.png"
         number = n
         while path in names:
             path = folder / f"{base}-{number}.png"
             number += 1
-        path.write_bytes(encode_png(pixels[n], image_metadata(model, caption, seed)))
+        path.write_bytes(encode_png(one, image_metadata(model, caption, own_seed)))
         names.append(path)
     return names

@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("captions", nargs="*", help="for generate: what to draw")
     parser.add_argument("--recipe", default="openmoji", choices=list(RECIPES))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seed", type=int, default=0, help="for generate, of models with noise")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of all results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=available_cores())
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = with_overrides(recipe(chosen.recipe), _changes(chosen.set))
         check_config(config)
         if chosen.step == "generate":
-            generate(chosen.captions, chosen.work)
+            generate(chosen.captions, chosen.work, chosen.seed)
             return
         every = [step for step in STEPS if step != "stage-three" or config.stage_three.epochs]
         for step in every if chosen.step == "all" else (chosen.step,):
@@ -227,7 +228,7 @@ def _progress(step: StepReport) -> None:
     _say(step.step / step.steps, f"loss {total:.4f}, {step.images_per_s:.0f} images/s")
 
 
-def generate(captions: list[str], work: Path) -> None:
+def generate(captions: list[str], work: Path, seed: int = 0) -> None:
     """Draw captions with the model of the last stage that there is.
 
     Raises:
@@ -240,7 +241,9 @@ def generate(captions: list[str], work: Path) -> None:
         raise ValueError('nothing to draw: give captions, as in `generate "a red bird"`')
     finished = [work / step for step in ("stage-three", "stage-two", "stage-one")]
     folder = next((path for path in finished if (path / STUDENT).is_file()), finished[0])
-    for caption, pixels in zip(captions, open_synthesizer(folder)(captions), strict=True):
+    for caption, pixels in zip(
+        captions, open_synthesizer(folder)(captions, seed=seed), strict=True
+    ):
         path = work / f"{'-'.join(caption.lower().split())[:60].replace('/', '-')}.png"
         path.write_bytes(encode_png(pixels))
         print(path)

@@ -1,13 +1,16 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from registered_model import CONFIG, write_small_model
 
 from pipelines.digests import folder_digest
-from pipelines.generation import FoundModel, find_model, write_images
+from pipelines.generation import FoundModel, draw, find_model, write_images
 from pipelines.registry import RegistryError
+from sdn.config import StudentConfig
 from sdn.sampling import STUDENT
 
 MODEL = FoundModel(folder=Path(), name="m", version="1", uri="models:/m/1", sha256="abc")
@@ -48,6 +51,29 @@ def test_several_captions_into_a_folder(tmp_path):
         with Image.open(path) as image:
             assert np.array_equal(np.asarray(image), drawn[n].permute(1, 2, 0).numpy())
             assert image.text["sdn:caption"] == captions[n]
+
+
+def test_several_images_of_each_caption(tmp_path):
+    """Each has its seed in its name and its metadata; those of a caption stand together."""
+    found = write_images(pixels(4), ["a bird", "a cat"], tmp_path, model=MODEL, seed=5, each=2)
+    names = ["a-bird-seed-5.png", "a-bird-seed-6.png", "a-cat-seed-5.png", "a-cat-seed-6.png"]
+    assert [path.name for path in found] == names
+    for path, seed in zip(found, ("5", "6", "5", "6"), strict=True):
+        with Image.open(path) as image:
+            assert image.text["sdn:seed"] == seed
+
+
+def test_images_of_a_caption_follow_their_seeds(tmp_path):
+    """Each is the one that its seed draws alone; a model without noise says that it has one."""
+    noise = dataclasses.replace(CONFIG, student=StudentConfig(init="he", noise=4))
+    noisy = write_small_model(tmp_path / "noisy", noise)
+    drawn = draw(noisy, ["a bird", "a cat"], seed=3, each=2)
+    alone = [draw(noisy, [caption], seed=n) for caption in ("a bird", "a cat") for n in (3, 4)]
+    assert torch.equal(drawn, torch.cat(alone))
+    assert not torch.equal(drawn[0], drawn[1])
+    plain = write_small_model(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"no noise.*leave --each out"):
+        draw(plain, ["a bird"], each=2)
 
 
 @pytest.mark.parametrize(
