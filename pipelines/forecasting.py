@@ -205,7 +205,7 @@ def _warnings(found: list[Forecast], limits: Limits, config: RunConfig) -> list[
     if limits.disk_gib is not None and kept > limits.disk_gib:
         texts.append(
             f"checkpoints take {kept:.1f} GiB, the store's disk has {limits.disk_gib:.1f} free: "
-            "name another --store, or keep fewer (stage_one.keep, stage_two.keep)"
+            "name another --store, or keep fewer (the stages' keep)"
         )
     return texts
 

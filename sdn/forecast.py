@@ -72,7 +72,7 @@ def measure(
     batch = max(1, _batch(config, stage) // workers)
     until = clock() + seconds
     while True:
-        step, network, average, precision = _step(config, stage, batch, device)
+        step, network, beside, average, precision = _step(config, stage, batch, device)
         began = clock()
         step()  # warms up
         first = clock() - began
@@ -93,7 +93,7 @@ def measure(
         batch=batch,
         memory_gib=peak_memory_gib(device),
         parameters=parameters,
-        checkpoint_bytes=checkpoint_bytes(parameters, average=average),
+        checkpoint_bytes=checkpoint_bytes(parameters, average=average) + _bytes_beside(beside),
         precision=precision,
     )
 
@@ -106,6 +106,14 @@ def checkpoint_bytes(parameters: int, *, average: bool) -> int:
     return 4 * parameters * (4 if average else 3)
 
 
+def _bytes_beside(network: torch.nn.Module | None) -> int:
+    """Of a checkpoint: what a network takes that learns beside the student, its buffers too."""
+    if network is None:
+        return 0
+    numbers = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return checkpoint_bytes(numbers, average=False) + 4 * sum(b.numel() for b in network.buffers())
+
+
 def _batch(config: RunConfig, stage: str) -> int:
     part = getattr(config, stage)
     return int(part.global_batch if stage.startswith("stage") else part.batch)
@@ -113,8 +121,10 @@ def _batch(config: RunConfig, stage: str) -> int:
 
 def _step(
     config: RunConfig, stage: str, batch: int, device: torch.device
-) -> tuple[Callable[[], object], torch.nn.Module, bool, str]:
-    """What does one step, what it trains, whether an average is kept, and the precision."""
+) -> tuple[Callable[[], object], torch.nn.Module, torch.nn.Module | None, bool, str]:
+    """What does one step, what it trains, what learns beside, whether there is an average, and the
+    precision.
+    """
     rank, side = Rank(device=device), config.data.resolution
     pixels = torch.randint(0, 256, (max(batch, 2), 3, side, side), dtype=torch.uint8)
     if stage == "teacher":
@@ -126,7 +136,7 @@ def _step(
         precision = choose_precision("auto", device)
         fit = new_teacher_fit(pixels, targets, teacher, rank=rank, precision=precision)
         batches: Iterator[Any] = teacher_batches([""] * len(pixels), teacher)
-        return lambda: fit.advance(next(batches)), fit.network, False, precision
+        return lambda: fit.advance(next(batches)), fit.network, None, False, precision
     if stage == "captions":
         captions = dataclasses.replace(config.captions, batch=max(batch, 2), epochs=10**4)
         made = [(f"a made up caption of some length, number {n}",) for n in range(max(batch, 2))]
@@ -134,7 +144,7 @@ def _step(
         found = new_caption_fit(made, features, captions, rank)
         assert found is not None
         drawn: Iterator[Any] = caption_batches([""] * len(made), made, captions)
-        return lambda: found.advance(next(drawn)), found.network, False, "float32"
+        return lambda: found.advance(next(drawn)), found.network, None, False, "float32"
     part = getattr(config, stage)
     network = channels_last(empty_teacher(config.teacher)).to(device)
     precision = choose_precision(part.precision, device)
@@ -160,6 +170,7 @@ def _step(
     return (
         lambda: trainer.advance(taken, text, batch),
         trainer.student,
+        getattr(trainer, "critics", None),
         part.average_share > 0,
         precision,
     )

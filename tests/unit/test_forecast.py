@@ -15,9 +15,12 @@ from pipelines.forecasting import Limits, forecast
 from pipelines.run import RunSpec
 from sdn.checkpoint import STATE
 from sdn.config import with_overrides
+from sdn.data.records import Batch
 from sdn.forecast import checkpoint_bytes, measure
 from sdn.recipes import recipe
 from sdn.running import run_recorded
+from sdn.stage_run import new_student, new_trainer
+from sdn.teacher import empty_teacher
 
 CPU = torch.device("cpu")
 PLENTY = Limits(memory_gib=1e6, disk_gib=1e6)
@@ -35,7 +38,31 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(tmp_path):
         assert expected < path.stat().st_size < 1.02 * expected + 100_000
 
 
-@pytest.mark.parametrize("stage", ["teacher", "captions", "stage_one", "stage_two"])
+def test_the_size_of_a_checkpoint_with_critics(tmp_path):
+    """Critics, with their optimizer and what they were drawn with, are part of the file."""
+    config = with_overrides(recipe("tiny"), {"student.noise": "4", "stage_three.match": "1"})
+    found = measure(config, "stage_three", device=CPU, threads=1, seconds=1)
+    trainer = new_trainer(
+        "stage_three",
+        new_student(config),
+        empty_teacher(config.teacher),
+        config.stage_three,
+        steps=1,
+        tap_means=dict.fromkeys(empty_teacher(config.teacher).names, 1.0),
+        precision="float32",
+    )
+    text = torch.randn(4, config.captions.dim)
+    batch = Batch(
+        keys=("a", "b", "c", "d"), pixels=torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
+        captions=("",) * 4, labels=({},) * 4, epoch=0, step=0, weight=1.0,
+    )  # fmt: skip
+    trainer.advance(batch, text, 4)
+    path = tmp_path / "state.pt"
+    torch.save(dataclasses.asdict(trainer.checkpoint()), path)
+    assert 0.95 < found.checkpoint_bytes / path.stat().st_size < 1.05
+
+
+@pytest.mark.parametrize("stage", ["teacher", "captions", "stage_one", "stage_two", "stage_three"])
 def test_each_stage_is_measured_in_the_time_given(stage):
     """By the clock alone: once the time is over no further step is begun."""
     ticks = iter(range(10**6))
