@@ -143,22 +143,30 @@ def write_images(
         model: what drew them.
         seed: of the first image of each caption; kept in the metadata, as are those that follow.
         each: images of a caption.
+
+    Raises:
+        ValueError: several images into one file.
     """
     from sdn.sampling import encode_png
 
-    single = out is not None and len(pixels) == 1 and out.suffix.lower() == ".png"
+    single = out is not None and out.suffix.lower() == ".png" and not out.is_dir()
+    if single and len(pixels) > 1:
+        raise ValueError(f"{out} names one file, but {len(pixels)} images are drawn; name a folder")
     folder = out.parent if single and out is not None else out or Path()
     folder.mkdir(parents=True, exist_ok=True)
-    names: list[Path] = []
-    for n, one in enumerate(pixels):
-        caption, own_seed = captions[n // each], seed + n % each
-        base = re.sub(r"\W+", "-", caption.lower()).strip("-")[:60] or "image"
-        base = f"{base}-seed-{own_seed}" if each > 1 else base
-        path = out if single and out is not None else folder / f"{base}.png"
-        number = n
-        while path in names:
-            path = folder / f"{base}-{number}.png"
-            number += 1
-        path.write_bytes(encode_png(one, image_metadata(model, caption, own_seed)))
-        names.append(path)
-    return names
+    bases: list[str] = []
+    paths: list[Path] = []
+    for n, caption in enumerate(captions):
+        plain = re.sub(r"\W+", "-", caption.lower()).strip("-")[:60] or "image"
+        base, number = plain, n
+        while base in bases:
+            base, number = f"{plain}-{number}", number + 1
+        bases.append(base)
+        for k in range(each):
+            # Another seed is another image: it overwrites none.
+            name = f"{base}-seed-{seed + k}.png" if each > 1 or seed else f"{base}.png"
+            path = out if single and out is not None else folder / name
+            about = image_metadata(model, caption, seed + k)
+            path.write_bytes(encode_png(pixels[n * each + k], about))
+            paths.append(path)
+    return paths

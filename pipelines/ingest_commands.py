@@ -129,7 +129,7 @@ def retrain(
     ] = 60.0,
     epochs: Annotated[
         float | None,
-        typer.Option("--epochs", help="Length [default: a quarter of the recipe's stage two]"),
+        typer.Option("--epochs", help="Length [default: a quarter of the recipe's last stage]"),
     ] = None,
     rate: Annotated[
         float | None,

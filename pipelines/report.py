@@ -229,7 +229,7 @@ def spread(lines: Sequence[Mapping[str, Any]]) -> str | None:
         lines: a table of classes as of `sdn.evaluation.class_table`.
 
     Returns:
-        A sentence; None where the model has no noise or no class has two real images.
+        A sentence; None where the model has no noise or no class enough real images.
     """
     real, own = "diversity, real", "diversity, one caption"
     told = [line for line in lines if line.get(real) and line.get(own) is not None]

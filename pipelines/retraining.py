@@ -23,6 +23,7 @@ from pipelines.release import DECISION, PARENT
 from pipelines.run import Done, Job, last_of
 from pipelines.stage import Stage
 from pipelines.store import StoreError
+from sdn.checking import check_config
 from sdn.config import DataConfig, RunConfig, StageConfig, from_dict, to_dict, with_overrides
 from sdn.data.history import came_since
 from sdn.data.sources import PREPARED
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=StageConfig)
 EPOCHS_SHARE, RATE_SHARE = 0.25, 0.3
-"""Of the recipe's own stage two: what a retraining takes unless it is told otherwise."""
+"""Of length and rate of the recipe's last stage: what a retraining takes unless told otherwise."""
 _OF_A_RETRAINING = (
     "stage_two.",
     "stage_three.",
@@ -241,7 +242,8 @@ def retrained(
 ) -> RunConfig:
     """The parent's config with another length and rate of its last stage, on the data that grow.
 
-    That is stage two, or stage three where there is one: alone, with critics that begin anew.
+    That is stage two, or stage three where the parent has one: alone, with critics that begin anew
+    at their own rate. Stage two is then one of no steps, for a version of the registry names it.
 
     Args:
         run: its recipe says how long the stages are, and its changes are heeded as far as they are
@@ -259,20 +261,32 @@ def retrained(
     changes = {k: v for k, v in run.spec.overrides.items() if k not in left}
     config = grown(with_overrides(parent.config, changes), dataset, manifest)
 
-    def shorter(stage: S, own: StageConfig) -> S:
+    def shorter(stage: S, own: StageConfig, *, again: bool = False) -> S:
+        share, slower = (1.0, 1.0) if again else (EPOCHS_SHARE, RATE_SHARE)
         return dataclasses.replace(
             stage,
-            epochs=own.epochs * EPOCHS_SHARE if epochs is None or not own.epochs else epochs,
-            rate=own.rate * RATE_SHARE if rate is None else rate,
+            epochs=own.epochs * share if epochs is None else epochs,
+            rate=own.rate * slower if rate is None else rate,
         )
 
     own = run.config
-    third = shorter(config.stage_three, own.stage_three)
-    second = shorter(config.stage_two, own.stage_two)
-    if third.epochs:
+    if not parent.config.stage_three.epochs:
+        two = shorter(config.stage_two, own.stage_two)
+        third = dataclasses.replace(config.stage_three, epochs=0.0)
+        if "stage_three.epochs" in changes:  # asked for, not merely the recipe's
+            third = shorter(config.stage_three, own.stage_three)
+    else:
         # Distances alone would teach the student to blur again, and to ignore its noise.
-        second = dataclasses.replace(second, epochs=0.0)
-    return dataclasses.replace(config, stage_two=second, stage_three=third)
+        two = dataclasses.replace(config.stage_two, epochs=0.0)
+        if own.stage_three.epochs:
+            third = shorter(config.stage_three, own.stage_three)
+        else:
+            # The champion's own length then; a champion that was retrained has a share already.
+            again = not parent.config.stage_two.epochs
+            third = shorter(config.stage_three, parent.config.stage_three, again=again)
+    found = dataclasses.replace(config, stage_two=two, stage_three=third)
+    check_config(found)
+    return found
 
 
 def data_job(config: RunConfig, manifest: Manifest) -> Job:

@@ -244,7 +244,8 @@ def generate(captions: list[str], work: Path, seed: int = 0) -> None:
     for caption, pixels in zip(
         captions, open_synthesizer(folder)(captions, seed=seed), strict=True
     ):
-        path = work / f"{'-'.join(caption.lower().split())[:60].replace('/', '-')}.png"
+        name = "-".join(caption.lower().split())[:60].replace("/", "-")
+        path = work / (f"{name}-seed-{seed}.png" if seed else f"{name}.png")
         path.write_bytes(encode_png(pixels))
         print(path)
 

@@ -7,17 +7,17 @@ best answer, and no use for noise.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from sdn.augmenting import augmented, change_of
+from sdn.captions import normalise
 from sdn.critics import Critics, hinge
 from sdn.data.images import to_image
-from sdn.gathering import of_all_ranks
 from sdn.losses import tap_losses, wanted_taps
-from sdn.matching import Vectors, match_loss
 from sdn.ranks import ALONE, Rank
 from sdn.trainer import Trainer, rate_at, step_names
 from sdn.training import copied
@@ -40,11 +40,9 @@ class AdversarialTrainer(Trainer):
 
     Loss of the critics, a tap l and a caption t with its image x, another caption t' and noise z:
     hinge(D_l(T_l(x), t), real) + hinge(D_l(T_l(S(t, z)), t), false) / 2
-    + hinge(D_l(T_l(x), t'), false) / 2.
+    + hinge(D_l(T_l(x), t'), false) / 2, the last left out where a global batch has one caption.
     Loss of the student: sum over l of w_l * d(T_l(x), T_l(S(t, z))), the terms of stage two, and
     -a * D_l(T_l(S(t, z)), t), each critic by its weight.
-    With a matcher also how well images fit their captions beside others (`match_loss`): the real
-    ones among the critics' losses, the synthetic ones, weighed, among the student's.
     Source: Sauer et al. 2021, arXiv:2111.01007 (critics on a frozen network's features); Reed et
     al. 2016, arXiv:1605.05396 (mismatched captions).
     """
@@ -86,7 +84,6 @@ class AdversarialTrainer(Trainer):
             text_dim=student.text_dim,
             width=config.critic_width,
             seed=config.seed,
-            matching=config.match > 0,
         ).to(self.device)
         share = 1 / sum(self.critics.weights.values())
         self._shares = {name: weight * share for name, weight in self.critics.weights.items()}
@@ -111,6 +108,7 @@ class AdversarialTrainer(Trainer):
             group["lr"] = self.rate
         for group in self.critic_optimizer.param_groups:
             group["lr"] = self.config.critic_rate * self.rate / self.config.rate
+        other = self._mismatched(batch, text)
         text = text.to(self.device)
         image = to_image(batch.pixels.to(self.device, non_blocking=True))
         image = image.contiguous(memory_format=torch.channels_last)
@@ -121,20 +119,17 @@ class AdversarialTrainer(Trainer):
             with torch.no_grad():
                 real = self.teacher(self._changed(batch, image), self._read)
             synthetic = self.teacher(seen, self._read)
-        terms = {"critics": self._teach_critics(batch, real, synthetic, text)}
+        terms = {"critics": self._teach_critics(real, synthetic, text, other, batch.weight)}
         distances = {name: real[name] for name in self._distilled}
         terms |= tap_losses(
             synthetic, distances, self.config.weights, self.scales, self.config.distance
         )
-        terms |= self._judged(batch, synthetic, text)
+        terms["adversary"] = -self.config.adversary * self._judged(synthetic, text)
         if self.config.diversity > 0:
             terms["diversity"] = self.config.diversity * self._alike(batch, text, code, made)
         wanted = torch.stack([term for name, term in terms.items() if name != "critics"]).sum()
         self.optimizer.zero_grad()
         (wanted * batch.weight).backward()  # type: ignore[no-untyped-call]
-        if self.critics.matcher is not None:
-            # In their own order, for that of the rows is another one on other ranks.
-            self.critics.matcher.remember(torch.unique(self._of_all(batch, text), dim=0))
         shares = {name: term.detach() * batch.weight for name, term in terms.items()}
         return shares, self._move(images)
 
@@ -145,70 +140,58 @@ class AdversarialTrainer(Trainer):
         change = change_of(step_names(batch), seed=self.config.seed)
         return augmented(image, change).contiguous(memory_format=torch.channels_last)
 
-    def _teach_critics(self, batch: Batch, real: Taps, synthetic: Taps, text: Tensor) -> Tensor:
+    def _teach_critics(
+        self, real: Taps, synthetic: Taps, text: Tensor, other: Tensor | None, weight: float
+    ) -> Tensor:
         """One step of the critics; their loss."""
         # In one pass: what is distributed waits for the gradient of each of its passes.
-        count = len(text)
+        images = [real, synthetic] if other is None else [real, synthetic, real]
+        texts = [text, text] if other is None else [text, text, other]
         taps = {
-            name: torch.cat([real[name], real[name], synthetic[name].detach()])
-            for name in self.critics.weights
+            name: torch.cat([one[name].detach() for one in images]) for name in self.critics.weights
         }
-        other = self._other(batch, text)
         with self._precise():
-            judged = self._wrapped(taps, torch.cat([text, text if other is None else other, text]))
+            judged = self._wrapped(taps, torch.cat(texts))
         total = torch.zeros((), device=self.device)
-        if judged.vectors is not None:
-            images, words, others = judged.vectors
-            vectors = Vectors(images[:count], words[:count], others)  # of the real images
-            total = total + self._matched(batch, vectors, text)
-        for name, found in judged.places.items():
-            true, mismatched, false = found.split(count)
-            loss = hinge(true, real=True) + hinge(false, real=False) / 2
-            if other is not None:
-                loss = loss + hinge(mismatched, real=False) / 2
+        for name, found in judged.items():
+            true, *wrong = found.split(len(text))
+            loss = hinge(true, real=True) + sum(hinge(one, real=False) for one in wrong) / 2
             total = total + self._shares[name] * loss
         self.critic_optimizer.zero_grad()
-        (total * batch.weight).backward()  # type: ignore[no-untyped-call]
+        (total * weight).backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
         return total.detach()
 
-    def _other(self, batch: Batch, text: Tensor) -> Tensor | None:
-        """(B, D): for each row another caption of the global batch; None where all are equal.
+    def _mismatched(self, batch: Batch, text: Tensor) -> Tensor | None:
+        """For each row a caption of the global batch that differs from its own.
 
-        Each is followed by the next different one in an order that each step draws anew, and that
-        is the same on any number of ranks.
+        The next in an order drawn anew each step, the same on any number of ranks.
+
+        Args:
+            batch: this rank's share.
+            text: (B, D), embeddings of its captions.
+
+        Returns:
+            (B, D), on the device; None if the global batch has one caption only.
         """
-        every = torch.cat([self._of_all(batch, text), text])
+        # By the text: of one caption's embedding the last bits may differ from rank to rank.
+        own = torch.tensor([_id_of(caption) for caption in batch.captions])
+        ids = torch.zeros(self.config.global_batch, dtype=torch.int64)
+        rows = torch.zeros(self.config.global_batch, text.shape[1])
+        count = len(batch.keys)  # those of a padded batch are of no global batch
+        ids[:count], rows[:count] = own[:count], text[:count]
+        ids, rows = self._rank.together(ids).flatten(), self._rank.together(rows).flatten(0, 1)
+        ids, rows = torch.cat([ids[ids != 0], own]), torch.cat([rows[ids != 0], text.cpu()])
         generator = torch.Generator().manual_seed(batch.step)
-        factors = torch.randint(1 << 62, (text.shape[1],), generator=generator)
-        # Of the bits, for a sum of floats could be another on another rank; + 0 as -0 has its own.
-        bits = (every + 0.0).view(torch.int32).long()
-        known, place = torch.unique((bits * factors.to(bits.device)).sum(1), return_inverse=True)
+        factor = 2 * torch.randint(1 << 62, (), generator=generator) + 1  # odd: ids stay different
+        known, place = torch.unique(ids * factor, return_inverse=True)
         if len(known) == 1:
             return None
         following = (place[-len(text) :] + 1) % len(known)
-        return every[(place == following.unsqueeze(1)).int().argmax(1)]
+        return rows[(place == following.unsqueeze(1)).int().argmax(1)].to(self.device)
 
-    def _matched(self, batch: Batch, vectors: Vectors, text: Tensor) -> Tensor:
-        """How badly images and captions of the global batch match.
-
-        Each rank has the whole loss; as the weights of a step are 1 on the mean over the ranks, so
-        has their mean.
-        """
-        assert self.critics.matcher is not None
-        images, words, own = (
-            self._of_all(batch, rows) for rows in (vectors.images, vectors.words, text)
-        )
-        every = torch.cat([own, self.critics.matcher.known()])
-        same = (own.unsqueeze(1) == every).all(2)
-        same.diagonal().fill_(value=False)
-        return match_loss(images, words, vectors.others, same)
-
-    def _of_all(self, batch: Batch, rows: Tensor) -> Tensor:
-        return of_all_ranks(rows, len(batch.keys), self.config.global_batch, self._rank)
-
-    def _judged(self, batch: Batch, synthetic: Taps, text: Tensor) -> dict[str, Tensor]:
-        """The student's terms of what the critics, as they are now, say of its images."""
+    def _judged(self, synthetic: Taps, text: Tensor) -> Tensor:
+        """Mean judgement of the synthetic images by the critics as they are now."""
         wanting = [p for p in self.critics.parameters() if p.requires_grad]
         for parameter in wanting:
             parameter.requires_grad_(False)
@@ -216,11 +199,8 @@ class AdversarialTrainer(Trainer):
             found = self.critics(synthetic, text)
         for parameter in wanting:
             parameter.requires_grad_(True)
-        means = [self._shares[name] * judged.mean() for name, judged in found.places.items()]
-        terms = {"adversary": -self.config.adversary * torch.stack(means).sum()}
-        if found.vectors is not None:
-            terms["match"] = self.config.match * self._matched(batch, found.vectors, text)
-        return terms
+        means = [self._shares[name] * judged.mean() for name, judged in found.items()]
+        return torch.stack(means).sum()
 
     def _alike(self, batch: Batch, text: Tensor, code: Tensor, made: Tensor) -> Tensor:
         """How much alike two images of a caption are, for the distance of their noise.
@@ -250,3 +230,9 @@ class AdversarialTrainer(Trainer):
         critics = cast("dict[str, Any]", checkpoint.critics)
         self.critics.load_state_dict(critics["weights"])
         self.critic_optimizer.load_state_dict(critics["optimizer"])
+
+
+def _id_of(caption: str) -> int:
+    """A number for a caption as encoders read it; not 0."""
+    digest = hashlib.sha256(normalise(caption).encode()).digest()
+    return int.from_bytes(digest[:7], "little") + 1

@@ -17,8 +17,7 @@ from sdn.captions import (
     new_encoder,
     normalise,
 )
-from sdn.fit import Fit, FitBatch, fit_batches
-from sdn.gathering import gathered
+from sdn.fit import Fit, FitBatch, fit_batches, gathered
 from sdn.ranks import ALONE, Rank
 
 if TYPE_CHECKING:

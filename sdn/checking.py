@@ -1,10 +1,13 @@
-"""What in a config does not fit together, beyond what its parts can see when they are made."""
+"""What in a config does not fit together, where its parts cannot see it when they are made.
+
+`sdn.config` knows no taps: both are at the bottom, and neither imports the other.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdn.taps import blocks_of, known_taps
+from sdn.taps import blocks_of, check_taps
 
 if TYPE_CHECKING:
     from sdn.config import RunConfig
@@ -18,4 +21,4 @@ def check_config(config: RunConfig) -> None:
     """
     if config.stage_three.epochs:
         blocks = blocks_of(config.teacher.arch, config.teacher.width)
-        known_taps(blocks, config.stage_three.critics, "stage_three.critics")
+        check_taps(blocks, config.stage_three.critics, "stage_three.critics")

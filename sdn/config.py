@@ -296,9 +296,6 @@ class AdversarialConfig(StageConfig):
     """Learning rate of the critics at the peak of the student's."""
     adversary: float = 6.0
     """Weight of what the critics say, beside the distances (`weights`)."""
-    match: float = 0.0
-    """Weight of the term that has an image fit its caption better than it fits those of the last
-    thousand other images; by a reading of the critics' taps that learns from real images alone."""
     diversity: float = 0.0
     """Weight of the term that keeps two images of one caption apart; costs a second synthesis."""
     augment: Literal["none", "differentiable"] = "none"
@@ -315,7 +312,7 @@ class AdversarialConfig(StageConfig):
         )
         _require(self.critic_width > 0, "stage_three.critic_width must be > 0")
         _require(0 < self.critic_rate < 1, "stage_three.critic_rate must be in (0, 1)")
-        for name in ("adversary", "match", "diversity"):
+        for name in ("adversary", "diversity"):
             _require(getattr(self, name) >= 0, f"stage_three.{name} must be >= 0")
         _require(
             self.precision != "fp16",

@@ -7,15 +7,14 @@ image could be one of those that the caption describes. The teacher stays the on
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from sdn.matching import Matcher, Vectors
-from sdn.taps import known_taps
+from sdn.taps import check_taps, taps_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 _SIDE = 4
 """Height and width down to which a critic reduces its tap."""
-_MATCHED = 128
-"""Length of the vectors in which images and captions are compared."""
 
 
 class Critic(nn.Module):
@@ -91,17 +88,8 @@ class Critic(nn.Module):
         return found
 
 
-class Judged(NamedTuple):
-    """What critics say of a batch of images and captions."""
-
-    places: dict[str, Tensor]
-    """Tap name -> judgements (B, P)."""
-    vectors: Vectors | None
-    """Of the matcher; None where there is none."""
-
-
 class Critics(nn.Module):
-    """One critic a level of the teacher, and on request a matcher that reads the same levels."""
+    """One critic a level of the teacher."""
 
     def __init__(
         self,
@@ -113,7 +101,6 @@ class Critics(nn.Module):
         text_dim: int,
         width: int,
         seed: int,
-        matching: bool = False,
     ) -> None:
         """Args:
         blocks: the teacher's.
@@ -123,13 +110,13 @@ class Critics(nn.Module):
         text_dim: D.
         width: channels of each critic.
         seed: of the initial weights.
-        matching: whether there is a matcher.
 
         Raises:
             ValueError: the teacher has no tap of such a name.
         """
         super().__init__()
-        known = known_taps(blocks, taps, "stage_three.critics")
+        known = {tap.name: tap for tap in taps_of(blocks)}
+        check_taps(blocks, taps, "critics")
         generator = torch.Generator().manual_seed(seed)
         self.weights = {name: taps[name] for name in known if taps.get(name, 0) > 0}
         self.critics = nn.ModuleDict()
@@ -145,15 +132,10 @@ class Critics(nn.Module):
                     width=width,
                     generator=generator,
                 )
-        self.matcher: Matcher | None = None
-        if matching:
-            channels = {name: known[name].channels for name in self.weights}
-            self.matcher = Matcher(channels, text_dim=text_dim, dim=_MATCHED, generator=generator)
 
-    def forward(self, taps: Taps, text: Tensor) -> Judged:
-        """See `Critic.forward` and `Matcher.forward`."""
-        places = {name: critic(taps[name], text) for name, critic in self.critics.items()}
-        return Judged(places, None if self.matcher is None else self.matcher(taps, text))
+    def forward(self, taps: Taps, text: Tensor) -> dict[str, Tensor]:
+        """Tap name -> judgements (B, P)."""
+        return {name: critic(taps[name], text) for name, critic in self.critics.items()}
 
 
 def hinge(judged: Tensor, *, real: bool) -> Tensor:

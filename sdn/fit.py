@@ -11,7 +11,6 @@ from torch import Tensor, distributed, nn
 
 from sdn.checkpoint import Checkpoint
 from sdn.config import to_dict
-from sdn.gathering import over_ranks
 from sdn.training import copied, gradient_norm_of
 
 if TYPE_CHECKING:
@@ -172,6 +171,46 @@ def one_cycle(
     if abs(warmup * steps - 1) < 1e-6:
         warmup *= 1.5
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=warmup)
+
+
+def gathered(rows: Tensor, count: int, rank: Rank) -> Tensor:
+    """The rows of all ranks in the order of the global batch; gradients flow back to each rank.
+
+    Args:
+        rows: (B, F), this rank's: rows r, r + world, .. of the global batch.
+        count: rows of the global batch.
+        rank: this one.
+
+    Returns:
+        (count, F), equal on all ranks.
+    """
+    if rank.world == 1:
+        return rows
+    everywhere = rows.new_zeros(count, rows.shape[1])
+    everywhere[rank.rank :: rank.world] = rows
+    return over_ranks(everywhere)
+
+
+def over_ranks(value: Tensor) -> Tensor:
+    """Sum over the ranks of a tensor of the same shape on each; gradients flow back to each."""
+    found: Tensor = _OverRanks.apply(value)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _OverRanks(torch.autograd.Function):
+    """Each rank's value is in the sum of every rank, so the gradients of all are summed, too."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):

@@ -34,6 +34,8 @@ class Rank:
     agree: Agree = lambda value: value
     mean: Callable[[Tensor], Tensor] = lambda value: value
     """Mean over the ranks of a tensor of the same shape on each."""
+    together: Callable[[Tensor], Tensor] = lambda value: value.unsqueeze(0)
+    """(world, ...): a tensor of the same shape of each rank, on the CPU; no gradient."""
     any: Callable[[bool], bool] = lambda flag: flag
     """Whether the flag is set on any rank. As all wait for all, it is a barrier too."""
 
@@ -75,6 +77,12 @@ def of_process_group(device: torch.device, *, compress: str = "none") -> Rank:
         distributed.all_reduce(here, group=words)
         return here / world
 
+    def together(value: Tensor) -> Tensor:
+        here = value.detach().cpu().contiguous()
+        found = [torch.empty_like(here) for _ in range(world)]
+        distributed.all_gather(found, here, group=words)
+        return torch.stack(found)
+
     def any_of(flag: bool) -> bool:
         found = torch.tensor([int(flag)])
         distributed.all_reduce(found, distributed.ReduceOp.MAX, group=words)
@@ -87,5 +95,6 @@ def of_process_group(device: torch.device, *, compress: str = "none") -> Rank:
         wrap=wrap,
         agree=agree,
         mean=mean,
+        together=together,
         any=any_of,
     )

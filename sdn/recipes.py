@@ -24,7 +24,7 @@ C = TypeVar("C")
 
 
 def openmoji() -> RunConfig:
-    """The embedded data at 64 px, a quarter-width VGG19 fitted on them: 11 to 32 min on 2 cores."""
+    """The embedded data at 64 px, a quarter-width VGG19 fitted on them: 8 to 32 min on 2 cores."""
     # Departs from the paper in batch, rate, schedule, average and weights, for two cores and
     # minutes: DECISIONS.md, "the embedded recipe", has what was tried.
     weights = LossWeights(image=20, conv1=1, conv2=1, conv3=1, conv4=0.3, conv5=0.3)

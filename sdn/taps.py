@@ -66,23 +66,22 @@ def taps_of(blocks: Blocks) -> tuple[Tap, ...]:
     return tuple(taps)
 
 
-def known_taps(blocks: Blocks, wanted: Iterable[str], of: str) -> dict[str, Tap]:
-    """Name -> tap, of all of the teacher's.
+def check_taps(blocks: Blocks, wanted: Iterable[str], of: str) -> None:
+    """Refuse names of taps that a teacher of these blocks lacks.
 
     Args:
         blocks: the teacher's.
-        wanted: names that must be among them.
-        of: the key they stand under.
+        wanted: names.
+        of: what they are wanted for, for the text.
 
     Raises:
-        ValueError: one is not; the text names the key, those missing, and those there are.
+        ValueError: one is not there; the text names it, and those there are.
     """
-    known = {tap.name: tap for tap in taps_of(blocks)}
-    if unknown := sorted(set(wanted) - known.keys()):
+    known = [tap.name for tap in taps_of(blocks)]
+    if unknown := sorted({*wanted} - {*known}):
         raise ValueError(
             f"{of}: the teacher has no tap {', '.join(unknown)}; there are: {', '.join(known)}"
         )
-    return known
 
 
 def student_layers(blocks: Blocks) -> tuple[StudentLayer, ...]:

@@ -82,8 +82,9 @@ class Trainer:
         self.config, self.steps, self.precision = config, steps, precision
         self.device = next(student.parameters()).device
         # Stage three has terms of its own beside those of stage two.
-        losses = STAGES["stage_two" if stage == "stage_three" else stage]
-        self._losses = compiled(losses, config.compile, self.device)
+        third = stage == "stage_three"
+        losses = STAGES["stage_two" if third else stage]
+        self._losses = compiled(losses, "off" if third else config.compile, self.device)
         self.student = channels_last(student)
         # The compute precision's own copy; the teacher itself is left as it is.
         self.teacher = FastTeacher(teacher, DTYPES[precision])

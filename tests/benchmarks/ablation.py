@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.report import COLUMNS, cell
+from sdn.checking import check_config
 from sdn.config import to_dict, with_overrides
 from sdn.recipes import recipe
 
@@ -69,8 +70,8 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "pixels only": without("conv1", "conv2", "conv3", "conv4", "conv5") | alone,
         "low taps only": without("conv3", "conv4", "conv5") | alone,
         "high taps only": without("image", "conv1", "conv2") | alone,
-        "all ones raw": raw | alone,
-        "all ones relative": ALL_ONES | alone,
+        "all ones raw": raw,
+        "all ones relative": ALL_ONES,
         "as the paper": raw | nothing_added | no_critics,
         "L2": {f"stage_{n}.distance": "l2" for n in STAGES},
         "constant rate": {f"stage_{n}.schedule": "constant" for n in STAGES},
@@ -92,7 +93,6 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         **(
             {
                 "no critics": alone,
-                "matched": {"stage_three.match": "3"},
                 "no noise": {"student.noise": "0", "stage_three.diversity": "0"},
                 "augmented": {"stage_three.augment": "differentiable"},
             }
@@ -240,7 +240,9 @@ def main() -> None:
             changes = {"search.trials": "0"} | common | every[name]
             changes |= {f"stage_{n}.seed": seed for n in STAGES}
             # What cannot work is refused here, before anything is trained.
-            whole = to_dict(with_overrides(recipe(given.recipe), changes))
+            resolved = with_overrides(recipe(given.recipe), changes)
+            check_config(resolved)
+            whole = to_dict(resolved)
             one = done.get(_key({"arm": name, "config": whole}))
             if one is None:
                 one = run(name, given.store, changes, given.recipe) | {"config": whole}

@@ -46,7 +46,7 @@ THIRD = AdversarialConfig(
 )
 ADVERSARIAL = {
     "stage three": {},
-    "stage three, all terms": {"match": 1.0, "diversity": 0.1, "augment": "differentiable"},
+    "stage three, all terms": {"diversity": 0.1, "augment": "differentiable"},
 }
 # Rounding turns the sign of an L1 term here and there, hence the norm's tolerance; and a critic's
 # bias, whose gradient is next to nothing while it errs on all images, moves by its sign: all

@@ -323,14 +323,14 @@ def test_a_loss_that_is_not_finite_is_not_run_into_again(chain):
 
 
 def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
-    """Critics, noise and the matcher on two Ray workers: resumed, scored, registered, traced."""
+    """Critics and noise on two Ray workers: resumed, scored, registered, drawn, traced."""
     here, _ = chain
     trainings = here.store / "training"
     known = {*trainings.iterdir()}
     changes = {
         "search.trials": 0, "student.noise": 8, "student.condition": "levels",
         "stage_one.epochs": 1, "stage_two.epochs": 1, "stage_three.epochs": 10,
-        "stage_three.match": 0.5, "stage_three.diversity": 0.05,
+        "stage_three.diversity": 0.05,
         "stage_three.augment": "differentiable", "stage_three.checkpoint_images": 400,
     }  # fmt: skip
     options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
@@ -352,7 +352,7 @@ def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
     ledger = answer["stages"]["stage_three"]["result"]["ledger"]
     assert (ledger["attempts"], ledger["lost"], ledger["twice"]) == (2, 0, 0)
     *_, last = read_points(folder_of((here, answer), "stage_three"))
-    assert {"loss/critics", "loss/adversary", "loss/match", "loss/diversity"} <= last.keys()
+    assert {"loss/critics", "loss/adversary", "loss/diversity"} <= last.keys()
     assert answer["scores"]["stage three"]["caption_diversity_score"]["value"] > 0
     model = f"models:/{answer['model']['name']}/{answer['model']['version']}"
     images = []

@@ -26,11 +26,10 @@ def teacher():
     return found
 
 
-def critics(seed=0, taps=TAPS, *, matching=False):
+def critics(seed=0, taps=TAPS):
     means = {name: float(tap.abs().mean()) for name, tap in read(8).items()}
     means |= dict.fromkeys(taps.keys() - means.keys(), 1.0)
-    sizes = {"resolution": 64, "text_dim": 12, "width": 8}
-    return Critics(BLOCKS, taps, tap_means=means, seed=seed, matching=matching, **sizes)
+    return Critics(BLOCKS, taps, tap_means=means, resolution=64, text_dim=12, width=8, seed=seed)
 
 
 def read(count=3):
@@ -41,7 +40,7 @@ def read(count=3):
 
 def test_each_tap_is_judged_at_few_places():
     """Those of weight 0 by nobody; large taps are reduced to 4x4."""
-    judged = critics()(read(), torch.randn(3, 12)).places
+    judged = critics()(read(), torch.randn(3, 12))
     assert {name: tuple(found.shape) for name, found in judged.items()} == {
         "pool1": (3, 16), "pool3": (3, 16), "pool5": (3, 4)
     }  # fmt: skip
@@ -51,8 +50,8 @@ def test_the_caption_counts():
     """Another one changes the judgement of the same image, and of that image alone."""
     net, taps = critics().eval(), read()
     text = torch.randn(3, 12)
-    before = net(taps, text).places
-    after = net(taps, torch.cat([text[:1], text[1:2] + 1, text[2:]])).places
+    before = net(taps, text)
+    after = net(taps, torch.cat([text[:1], text[1:2] + 1, text[2:]]))
     for name, found in before.items():
         changed = (found != after[name]).any(1)
         assert changed.tolist() == [False, True, False]
@@ -89,7 +88,7 @@ def test_they_learn_to_tell():
     generator = torch.Generator().manual_seed(2)
     for _ in range(40):
         noise = torch.randn(8, 3, 64, 64, generator=generator)
-        bright, dark = (net(teacher()(noise + shift), text).places for shift in (0.7, -0.7))
+        bright, dark = (net(teacher()(noise + shift), text) for shift in (0.7, -0.7))
         loss = sum(
             hinge(bright[name], real=True) + hinge(dark[name], real=False) for name in bright
         )
@@ -99,28 +98,13 @@ def test_they_learn_to_tell():
     assert all((bright[name].mean() - dark[name].mean()) > 0.5 for name in bright)
 
 
-def test_a_matcher_reads_what_critics_read():
-    """A vector for each image and each caption; of an image the caption has no part, and back."""
-    net, taps = critics(matching=True), read()
-    text = torch.randn(3, 12, generator=torch.Generator().manual_seed(2))
-    images, words, _ = net(taps, text).vectors
-    assert images.shape == words.shape == (3, 128)
-    assert images.dtype == words.dtype == torch.float32
-    others, other_words, _ = net(taps, text + 1).vectors
-    assert torch.equal(images, others)
-    assert not torch.equal(words, other_words)
-    assert net.matcher.taps == ("pool1", "pool3", "pool5")
-    assert critics()(taps, text).vectors is None
-    assert not any("matcher" in name for name in critics().state_dict())
-
-
 def test_lower_precision_keeps_the_norms_exact():
     """Judgements are float32, close to the exact ones; the norms move as they do without."""
     exact, lower = critics(), critics()
     taps, text = read(), torch.randn(3, 12, generator=torch.Generator().manual_seed(2))
-    found = exact(taps, text).places
+    found = exact(taps, text)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = lower({name: tap.bfloat16() for name, tap in taps.items()}, text).places
+        rounded = lower({name: tap.bfloat16() for name, tap in taps.items()}, text)
     for name, judged in found.items():
         assert rounded[name].dtype == torch.float32
         torch.testing.assert_close(rounded[name], judged, atol=0.05, rtol=0.05)

@@ -40,7 +40,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(tmp_path):
 
 def test_the_size_of_a_checkpoint_with_critics(tmp_path):
     """Critics, with their optimizer and what they were drawn with, are part of the file."""
-    config = with_overrides(recipe("tiny"), {"student.noise": "4", "stage_three.match": "1"})
+    config = with_overrides(recipe("tiny"), {"student.noise": "4"})
     found = measure(config, "stage_three", device=CPU, threads=1, seconds=1)
     trainer = new_trainer(
         "stage_three",

@@ -63,6 +63,26 @@ def test_several_images_of_each_caption(tmp_path):
             assert image.text["sdn:seed"] == seed
 
 
+def test_captions_of_one_name_and_several_seeds(tmp_path):
+    """The caption is numbered, not the image; another seed overwrites nothing."""
+    captions = ["a bird", "A bird!"]
+    found = write_images(pixels(4), captions, tmp_path, model=MODEL, seed=0, each=2)
+    names = ["a-bird-seed-0", "a-bird-seed-1", "a-bird-1-seed-0", "a-bird-1-seed-1"]
+    assert [path.stem for path in found] == names
+    once = write_images(pixels(1), ["a cat"], tmp_path, model=MODEL, seed=0)
+    again = write_images(pixels(1), ["a cat"], tmp_path, model=MODEL, seed=2)
+    assert [path.name for path in once + again] == ["a-cat.png", "a-cat-seed-2.png"]
+
+
+def test_several_images_do_not_go_into_one_file(tmp_path):
+    """Of a caption or of several: the text names the file and what to give instead."""
+    out = tmp_path / "bird.png"
+    for captions, each in ((["a bird"], 2), (["a bird", "a cat"], 1)):
+        with pytest.raises(ValueError, match=r"bird\.png names one file, but 2 images.*a folder"):
+            write_images(pixels(2), captions, out, model=MODEL, seed=0, each=each)
+    assert not out.exists()
+
+
 def test_images_of_a_caption_follow_their_seeds(tmp_path):
     """Each is the one that its seed draws alone; a model without noise says that it has one."""
     noise = dataclasses.replace(CONFIG, student=StudentConfig(init="he", noise=4))

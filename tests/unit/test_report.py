@@ -143,7 +143,7 @@ def test_rows_are_named_for_what_they_are():
 
 
 def test_the_spread_of_a_caption_beside_that_of_its_class():
-    """Half as far counts; classes without two real images say nothing; the mean is over images."""
+    """Half as far counts; classes of too few real images say nothing; the mean is over images."""
 
     def line(real, own, images):
         return {"images": images, "diversity, real": real, "diversity, one caption": own}

@@ -18,6 +18,7 @@ from pipelines.release import DECISION, PARENT
 from pipelines.retraining import Parent
 from pipelines.run import Done, RunSpec
 from pipelines.store import StoreError
+from sdn.config import with_overrides
 from sdn.data.files import LocalFolder
 from sdn.data.landing import Waiting
 from sdn.data.manifest import read_versions
@@ -99,16 +100,37 @@ def test_the_config_is_the_champions_with_another_stage_two(run, versions):
     assert (asked.stage_two.epochs, asked.stage_two.rate) == (2.5, 1e-5)
 
 
-def test_a_model_with_a_stage_three_goes_on_with_that_alone(tmp_path, versions):
-    """Distances alone would undo what critics taught; length and rate are those of stage three."""
-    changes = {"stage_three.epochs": "8", "student.noise": "4"}
+def with_third(epochs, two=12.0):
+    """The config of a champion whose last stage is stage three."""
+    changes = {"stage_three.epochs": str(epochs), "stage_two.epochs": str(two)}
+    return with_overrides(recipe("tiny"), changes | {"student.noise": "4"})
+
+
+def test_a_champion_with_a_stage_three_goes_on_with_that_alone(run, tmp_path, versions):
+    """Distances alone would undo what critics taught, whatever the recipe of the run has."""
+    own = RunSpec("tiny", {"stage_three.epochs": "8", "student.noise": "4"}, str(tmp_path)).open()
+    for at, champion, length in (
+        (own, with_third(6), 2),  # a quarter of the recipe's 8
+        (run, with_third(6), 1.5),  # the recipe has none: of the champion's own
+        (run, with_third(1.5, two=0.0), 1.5),  # which was retrained, and has a share already
+    ):
+        parent = parent_on("m", config=champion)
+        found = retraining.retrained(at, parent, "/set", versions[0], None, None)
+        assert (found.stage_two.epochs, found.stage_three.epochs) == (0, length)
+        asked = retraining.retrained(at, parent, "/set", versions[0], 2.5, 1e-5)
+        assert (asked.stage_two.epochs, asked.stage_three.epochs) == (0, 2.5)
+        assert asked.stage_three.rate == 1e-5
+
+
+def test_a_champion_without_a_stage_three_gets_one_only_when_asked(tmp_path, versions):
+    """A recipe that has one now does not give it critics; a change of this run does."""
+    changes = {"stage_three.epochs": "8"}
     run = RunSpec("tiny", changes, str(tmp_path)).open()
-    parent = parent_on("m", config=run.config)
-    found = retraining.retrained(run, parent, "/set", versions[0], None, None)
-    assert (found.stage_two.epochs, found.stage_three.epochs) == (0, 2)
-    assert found.stage_three.rate == pytest.approx(run.config.stage_three.rate * 0.3)
-    asked = retraining.retrained(run, parent, "/set", versions[0], 1.5, 1e-5)
-    assert (asked.stage_two.epochs, asked.stage_three.epochs) == (0, 1.5)
+    found = retraining.retrained(run, parent_on("m"), "/set", versions[0], None, None)
+    assert (found.stage_two.epochs, found.stage_three.epochs) == (3, 2)
+    run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, overrides={}))
+    found = retraining.retrained(run, parent_on("m"), "/set", versions[0], None, None)
+    assert (found.stage_two.epochs, found.stage_three.epochs) == (3, 0)
 
 
 def test_only_changes_about_a_retraining_are_heeded(tmp_path, versions):

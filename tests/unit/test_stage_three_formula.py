@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from test_adversarial import inputs, trainer_of  # noqa: F401 (a fixture)
 from test_training import batch_of
-from torch.nn import functional
 
 import sdn.adversarial
 from sdn.adversarial import AdversarialTrainer
@@ -17,9 +17,9 @@ from sdn.trainer import rate_at
 
 TERMS = {
     "critics alone": {},
-    "all": {"match": 0.7, "diversity": 0.3},
+    "all": {"diversity": 0.3},
     "squared": {"distance": "l2"},
-    "augmented": {"augment": "differentiable", "match": 0.7},
+    "augmented": {"augment": "differentiable"},
 }
 CRITICS = {"pool2": 3.0, "pool4": 1.0}
 ADVERSARY = 5.0
@@ -27,21 +27,6 @@ ADVERSARY = 5.0
 
 def texts_of(step, count=3):
     return torch.randn(count, 8, generator=torch.Generator().manual_seed(step))
-
-
-def contrast(images, captions, own):
-    """-log softmax of cosines / 0.1 at each image's own caption, and back; equal ones left out."""
-    found = []
-    cosines = torch.stack(
-        [functional.cosine_similarity(one.unsqueeze(0), captions) for one in images]
-    )
-    for row in range(len(images)):
-        rivals = [n for n in range(len(captions)) if n == row or not torch.equal(own[n], own[row])]
-        found.append(-(cosines[row] / 0.1)[row] + (cosines[row] / 0.1)[rivals].logsumexp(0))
-        rivals = [n for n in range(len(images)) if n == row or not torch.equal(own[n], own[row])]
-        back = cosines[:, row] / 0.1
-        found.append(-back[row] + back[rivals].logsumexp(0))
-    return torch.stack(found).sum() / 2 / len(images)
 
 
 def literal_step(trainer, batch, text, other):
@@ -57,26 +42,17 @@ def literal_step(trainer, batch, text, other):
         real = teacher(seen[0])
     synthetic = teacher(seen[1])
     weight = {"pool2": 0.75, "pool4": 0.25}
-    count = len(text)
 
+    parts = [(real, text, 1, 1), (synthetic, text, -1, 0.5)]
+    parts += [(real, other, -1, 0.5)] * (other is not None)
     judged = critics(
-        {n: torch.cat([real[n], real[n], synthetic[n].detach()]) for n in weight},
-        torch.cat([text, other, text]),
+        {n: torch.cat([taps[n].detach() for taps, *_ in parts]) for n in weight},
+        torch.cat([words for _, words, *_ in parts]),
     )
     loss = 0
     for name, share in weight.items():
-        places = judged.places[name]
-        for rows, sign, factor in (
-            (places[:count], 1, 1),
-            (places[count : 2 * count], -1, 0.5),
-            (places[2 * count :], -1, 0.5),
-        ):
+        for rows, (_, _, sign, factor) in zip(judged[name].split(len(text)), parts, strict=True):
             loss = loss + share * factor * (1 - sign * rows).clamp(min=0).mean()
-    known = [*text]
-    if judged.vectors is not None:
-        known += [*critics.matcher.memory[: int(critics.matcher.remembered)]]
-        words = critics.matcher.text(torch.stack(known))
-        loss = loss + contrast(judged.vectors.images[:count], words, known)
     terms = {"critics": loss}
     for group in trainer.critic_optimizer.param_groups:
         group["lr"] = (
@@ -95,11 +71,8 @@ def literal_step(trainer, batch, text, other):
         ).mean()
     judged = critics(synthetic, text)
     terms["adversary"] = -ADVERSARY * sum(
-        share * judged.places[name].mean() for name, share in weight.items()
+        share * judged[name].mean() for name, share in weight.items()
     )
-    if config.match:
-        words = critics.matcher.text(torch.stack(known)).detach()
-        terms["match"] = config.match * contrast(judged.vectors.images, words, known)
     if config.diversity:
         second = trainer.coded(batch, text, of="other/")
         images = trainer.student(second)["image"]
@@ -114,22 +87,25 @@ def literal_step(trainer, batch, text, other):
 
 @pytest.mark.parametrize("changes", TERMS.values(), ids=list(TERMS))
 def test_terms_and_gradient_are_those_of_the_formula(inputs, changes, monkeypatch):  # noqa: F811
-    """In three steps one after another: with memories, moved critics, and another order."""
+    """In three steps one after another, the last of one caption alone: with moved critics."""
     others = []
-    drawn = AdversarialTrainer._other
+    drawn = AdversarialTrainer._mismatched
 
     def noted(self, batch, text):
         others.append(drawn(self, batch, text))
         return others[-1]
 
-    monkeypatch.setattr(AdversarialTrainer, "_other", noted)
+    monkeypatch.setattr(AdversarialTrainer, "_mismatched", noted)
     trainer = trainer_of(inputs, adversary=ADVERSARY, critics=CRITICS, **changes)
     for step in range(3):
         batch, text = batch_of(step), texts_of(step)
+        if step == 2:
+            batch = dataclasses.replace(batch, captions=("the same",) * 3)
         before = copy.deepcopy(trainer)
         terms, _ = trainer.advance(batch, text, 3)
         expected, gradient = literal_step(before, batch, text, others[-1])
         assert terms.keys() == expected.keys()
+        assert (others[-1] is None) == (step == 2)
         for name, value in expected.items():
             torch.testing.assert_close(terms[name], value.detach(), rtol=1e-4, atol=1e-6, msg=name)
         for found, wanted in zip(trainer.student.parameters(), gradient, strict=True):
@@ -137,14 +113,13 @@ def test_terms_and_gradient_are_those_of_the_formula(inputs, changes, monkeypatc
 
 
 def test_the_critics_alone_move_the_student(inputs):  # noqa: F811
-    """What they say reaches its weights through the frozen teacher; so does what matches."""
-    for changes in ({}, {"match": 1.0}):
-        trainer = trainer_of(inputs, **changes)
-        batch, text = batch_of(), texts_of(0)
-        made = trainer.student(trainer.coded(batch, text))["image"]
-        for term in trainer._judged(batch, trainer.teacher(made), text).values():
-            found = torch.autograd.grad(term, trainer.student.pool.weight, retain_graph=True)[0]
-            assert found.abs().sum() > 0
+    """What they say reaches its weights through the frozen teacher."""
+    trainer = trainer_of(inputs)
+    batch, text = batch_of(), texts_of(0)
+    made = trainer.student(trainer.coded(batch, text))["image"]
+    judged = trainer._judged(trainer.teacher(made), text)
+    (found,) = torch.autograd.grad(judged, trainer.student.pool.weight)
+    assert found.abs().sum() > 0
 
 
 def test_critics_follow_the_students_schedule(inputs):  # noqa: F811
