@@ -352,7 +352,7 @@ def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
     ledger = answer["stages"]["stage_three"]["result"]["ledger"]
     assert (ledger["attempts"], ledger["lost"], ledger["twice"]) == (2, 0, 0)
     *_, last = read_points(folder_of((here, answer), "stage_three"))
-    assert {"loss/critics", "loss/adversary", "loss/diversity"} <= last.keys()
+    assert {"loss/critics", "loss/adversary", "loss/diversity"} <= last["losses"].keys()
     assert answer["scores"]["stage three"]["caption_diversity_score"]["value"] > 0
     model = f"models:/{answer['model']['name']}/{answer['model']['version']}"
     images = []
