@@ -12,6 +12,7 @@ from test_training import assert_same, batch_of, config_of, embed, make_inputs
 from sdn.adversarial import AdversarialTrainer
 from sdn.checking import check_config
 from sdn.config import AdversarialConfig, StudentConfig, from_dict, to_dict, with_overrides
+from sdn.ranks import Rank
 from sdn.stage_run import TAP_MEANS, TEACHER, new_student, run_stage, stage_plan, steps_of
 from sdn.teacher import open_teacher
 
@@ -137,6 +138,43 @@ def test_a_critic_sees_another_caption(inputs):
         orders.add(near(found[0], text[1]))
     assert orders == {True, False}  # each follows the first in some step
     assert mismatched(0, [0, 2]) is None
+
+
+class Heard:
+    """The words of a rank: notes what it says, and answers with what all ranks said before."""
+
+    def __init__(self, *before):
+        self.said, self._answers = [], [torch.stack(one) for one in zip(*before, strict=True)]
+
+    def together(self, value):
+        self.said.append(value)
+        return self._answers[len(self.said) - 1] if self._answers else value.unsqueeze(0)
+
+
+@pytest.mark.parametrize("shares", [[(0, 2, 4), (1, 3, 5)], [(0, 1, 2, 3, 4, 5), ()]])
+def test_ranks_see_the_other_captions_that_one_rank_sees(inputs, shares):
+    """However a batch is shared out, an image's mismatched caption is the same."""
+    text = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    trainer = trainer_of(inputs, global_batch=6)
+
+    def mismatched(number, rows, words):
+        kept = list(rows) or [0]  # a rank without a sample keeps the others company
+        batch = dataclasses.replace(
+            batch_of(number, len(kept)),
+            captions=tuple(f"caption {row}" for row in kept),
+            keys=tuple(f"key-{row}" for row in rows),
+        )
+        trainer._rank = Rank(together=words.together)
+        return trainer._mismatched(batch, text[kept])
+
+    for number in range(3):
+        whole = mismatched(number, range(6), Heard())
+        ranks = [Heard(), Heard()]
+        for rows, words in zip(shares, ranks, strict=True):
+            mismatched(number, rows, words)
+        for rows in filter(None, shares):
+            found = mismatched(number, rows, Heard(*(words.said for words in ranks)))
+            assert torch.equal(found, whole[list(rows)])
 
 
 def test_it_goes_on_where_it_was(inputs):
