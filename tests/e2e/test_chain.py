@@ -322,6 +322,7 @@ def test_a_loss_that_is_not_finite_is_not_run_into_again(chain):
     assert len(attempts_of(LocalFolder(failed.parent))) == before
 
 
+@pytest.mark.rest
 def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
     """Critics and noise on two Ray workers: resumed, scored, registered, drawn, traced."""
     here, _ = chain
