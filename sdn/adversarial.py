@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -232,7 +233,8 @@ class AdversarialTrainer(Trainer):
         self.critic_optimizer.load_state_dict(critics["optimizer"])
 
 
+@lru_cache(maxsize=100_000)
 def _id_of(caption: str) -> int:
-    """A number for a caption as encoders read it; not 0."""
+    """A number for a caption as encoders read it; not 0. Remembered: each comes many times."""
     digest = hashlib.sha256(normalise(caption).encode()).digest()
     return int.from_bytes(digest[:7], "little") + 1
