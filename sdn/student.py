@@ -133,7 +133,7 @@ class Student(nn.Module):
                 x = self.convs[layer.tap](x)
                 if self.levels is not None and layer.tap in self.levels:
                     scale, shift = self.levels[layer.tap](code)[:, :, None, None].chunk(2, dim=1)
-                    x = torch.addcmul(x + shift, x, scale)
+                    x = torch.addcmul(shift, x, 1 + scale)  # one pass, not two
                 x = x if layer.tap == "image" else self._rectified(x)
             taps[layer.tap] = x
         return taps
