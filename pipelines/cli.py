@@ -194,9 +194,10 @@ def generate(
 ) -> None:
     """Draw images of captions with the champion of the registry, or another model."""
     with expected_errors():
-        from pipelines.generation import draw, find_model, write_images
+        from pipelines.generation import draw, find_model, names_a_file, write_images
 
         quiet()
+        names_a_file(out, len(captions) * each)  # refused before anything is drawn
         found = find_model(model, store)
         drawn = draw(found.folder, captions, seed=seed, each=each)
         images = write_images(drawn, captions, out, model=found, seed=seed, each=each)

@@ -125,6 +125,19 @@ def image_metadata(model: FoundModel, caption: str, seed: int) -> dict[str, str]
     return {f"sdn:{name}": value for name, value in values.items()}
 
 
+def names_a_file(out: Path | None, images: int) -> bool:
+    """Whether `out` is the file of a single image, not a folder.
+
+    Raises:
+        ValueError: several images into one file.
+    """
+    if out is None or out.suffix.lower() != ".png" or out.is_dir():
+        return False
+    if images > 1:
+        raise ValueError(f"{out} names one file, but {images} images are drawn; name a folder")
+    return True
+
+
 def write_images(
     pixels: Tensor,
     captions: Sequence[str],
@@ -149,9 +162,7 @@ def write_images(
     """
     from sdn.sampling import encode_png
 
-    single = out is not None and out.suffix.lower() == ".png" and not out.is_dir()
-    if single and len(pixels) > 1:
-        raise ValueError(f"{out} names one file, but {len(pixels)} images are drawn; name a folder")
+    single = names_a_file(out, len(pixels))
     folder = out.parent if single and out is not None else out or Path()
     folder.mkdir(parents=True, exist_ok=True)
     bases: list[str] = []

@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.evaluating import CHAMPION_SHEET, EXTREMES, SCORES, SHEET
 from pipelines.points import read_points
 from sdn.config import to_dict
-from sdn.evaluation import REAL, UNTRAINED
+from sdn.evaluation import NOISE_APART, REAL, REAL_APART, UNTRAINED
 from sdn.space import with_values
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def write_report(
         extremes=_extremes(scored.result["extremes"], evaluated / EXTREMES),
         classes=scored.result["classes"],
         spread={label: spread(lines) for label, lines in scored.result["classes"].items()},
-        apart=("diversity, real", "diversity, one caption"),
+        apart=(REAL_APART, NOISE_APART),
         curves={name: _curves_png(name, place) for name, place in parts.curves.items()},
         lineage={name: (done.key, done.folder) for name, done in parts.stages.items()},
         data=parts.stages["prepare"].result,
@@ -231,8 +231,9 @@ def spread(lines: Sequence[Mapping[str, Any]]) -> str | None:
     Returns:
         A sentence; None where the model has no noise or no class enough real images.
     """
-    real, own = "diversity, real", "diversity, one caption"
-    told = [line for line in lines if line.get(real) and line.get(own) is not None]
+    real, own = REAL_APART, NOISE_APART
+    # Images without the label are no class.
+    told = [one for one in lines if one["class"] and one.get(real) and one.get(own) is not None]
     if not told:
         return None
     wide = sum(line[own] >= line[real] / 2 for line in told)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from sdn.reference import Reference
 
 UNTRAINED, REAL = "untrained weights", "real images"
+REAL_APART, NOISE_APART = "diversity, real", "diversity, one caption"
+"""Columns of `class_table`: distance of two real images of a class, of two images of a caption."""
 _BATCH = 64
 _GALLERY = 100_000
 """Images among which the true one is looked for: all test images, others up to this many."""
@@ -355,10 +357,10 @@ def class_table(
                 }
                 single = [number for number in numbers if number in position]
                 if real is not None:
-                    line["diversity, real"] = diversity(real.pick(single)).value
+                    line[REAL_APART] = diversity(real.pick(single)).value
                 if moved is not None:
                     of_class = [position[number] for number in single]
-                    line["diversity, one caption"] = _mean(moved, of_class)
+                    line[NOISE_APART] = _mean(moved, of_class)
                 tables[name].append(line)
     return tables
 

@@ -275,18 +275,8 @@ def test_the_registered_model_is_scored_again(chain):
 def test_a_killed_run_goes_on_where_it_was(chain):
     """SIGKILL in the middle of stage two: no process stays, and the same command resumes it."""
     here, _ = chain
-    trainings = here.store / "training"
-    known = {*trainings.iterdir()}  # those of other tests, too
     changes = ["--set", "search.trials=0", "--set", "stage_two.epochs=24"]
-    command = [COMMAND, "run", "tiny", "--store", str(here.store), *changes]
-    with subprocess.Popen(
-        command, env=here.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        place, before = wait_for_points(trainings, known, process, step=60)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive, f"left over: {alive}"
+    place, before = killed_run(here, changes, "stage_two", step=60)
     answer = here.run(*changes)
     # The killed run had already ended its search, which had nothing to compare.
     fresh = {name for name, stage in answer["stages"].items() if stage["fresh"]}
@@ -326,8 +316,6 @@ def test_a_loss_that_is_not_finite_is_not_run_into_again(chain):
 def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
     """Critics and noise on two Ray workers: resumed, scored, registered, drawn, traced."""
     here, _ = chain
-    trainings = here.store / "training"
-    known = {*trainings.iterdir()}
     changes = {
         "search.trials": 0, "student.noise": 8, "student.condition": "levels",
         "stage_one.epochs": 1, "stage_two.epochs": 1, "stage_three.epochs": 10,
@@ -335,15 +323,7 @@ def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
         "stage_three.augment": "differentiable", "stage_three.checkpoint_images": 400,
     }  # fmt: skip
     options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    command = [COMMAND, "run", "tiny", "--store", str(here.store), *options]
-    with subprocess.Popen(
-        command, env=here.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        place, _ = wait_for_points(trainings, known, process, 60, stage="stage_three")
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive, f"left over: {alive}"
+    place, _ = killed_run(here, options, "stage_three", step=60)
     answer = here.run(*options)
     fresh = {name for name, stage in answer["stages"].items() if stage["fresh"]}
     assert fresh == {"stage_three", "evaluate", "compare"}
@@ -372,13 +352,25 @@ def test_a_killed_stage_three_goes_on_and_its_model_draws(chain):
     assert "stage_three" in [stage["name"] for stage in lineage["stages"]]
 
 
+def killed_run(here, changes: list[str], stage: str, step: int) -> tuple[LocalFolder, int]:
+    """SIGKILL for a run whose stage has passed a step: its training, and its newest point."""
+    trainings = here.store / "training"
+    known = {*trainings.iterdir()}  # those of other tests, too
+    command = [COMMAND, "run", "tiny", "--store", str(here.store), *changes]
+    with subprocess.Popen(
+        command, env=here.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        place, newest = wait_for_points(trainings, known, process, stage, step)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, f"left over: {alive}"
+    return place, newest
+
+
 def wait_for_points(
-    trainings: Path,
-    known: set[Path],
-    process: subprocess.Popen,
-    step: int,
-    stage: str = "stage_two",
-):
+    trainings: Path, known: set[Path], process: subprocess.Popen, stage: str, step: int
+) -> tuple[LocalFolder, int]:
     """Place of the stage's new training, and its newest point, once that has passed `step`."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:

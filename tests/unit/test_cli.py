@@ -259,6 +259,12 @@ def test_generate_with_nothing_registered(tmp_path):
     assert list((tmp_path / "here").iterdir()) == []
 
 
+def test_generate_several_images_into_one_file(tmp_path):
+    """Refused before a model is looked for: nothing is drawn in vain."""
+    done = sdn("generate", "a bird", "--each", "2", "--out", "bird.png", "--store", tmp_path / "no")
+    refused(done, "bird.png names one file, but 2 images are drawn", "name a folder")
+
+
 def test_a_refusal_is_one_line(tmp_path):
     """In a process of its own, a refusal is the only thing that is said."""
     done = subprocess.run(

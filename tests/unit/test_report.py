@@ -21,7 +21,7 @@ from pipelines.report import (
     write_report,
 )
 from pipelines.run import Done, RunSpec
-from sdn.evaluation import REAL, UNTRAINED
+from sdn.evaluation import NOISE_APART, REAL, REAL_APART, UNTRAINED
 from sdn.promotion import decide
 from sdn.recipes import recipe
 from sdn.sampling import encode_png
@@ -143,12 +143,12 @@ def test_rows_are_named_for_what_they_are():
 
 
 def test_the_spread_of_a_caption_beside_that_of_its_class():
-    """Half as far counts; classes of too few real images say nothing; the mean is over images."""
+    """Half as far counts; too few real images or no label are no class; the mean is over images."""
 
-    def line(real, own, images):
-        return {"images": images, "diversity, real": real, "diversity, one caption": own}
+    def line(real, own, images, name="shirt"):
+        return {"class": name, "images": images, REAL_APART: real, NOISE_APART: own}
 
-    told = spread([line(20.0, 10.0, 3), line(20.0, 9.0, 1), line(None, 5.0, 4)])
+    told = spread([line(20.0, 10.0, 3), line(20.0, 9.0, 1), line(None, 5.0, 4), line(9, 9, 9, "")])
     assert told is not None
     assert "in 1 of 2 classes; mean over the images: 9.75 and 20." in told
-    assert spread([{"images": 3, "diversity, real": 20.0}]) is None
+    assert spread([{"class": "shirt", "images": 3, REAL_APART: 20.0}]) is None
