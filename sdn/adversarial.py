@@ -49,6 +49,7 @@ class AdversarialTrainer(Trainer):
     """
 
     config: AdversarialConfig
+    beside = frozenset({"critics"})
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class FitBatch:
 class Fit:
     """One network being fitted on one rank; a `sdn.training.Trainee`."""
 
+    beside: frozenset[str] = frozenset()
+
     def __init__(
         self,
         name: str,

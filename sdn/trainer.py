@@ -56,6 +56,8 @@ def step_names(batch: Batch) -> list[str]:
 class Trainer:
     """One stage on one rank: student, optimizer, moving average, and the step that moves them."""
 
+    beside: frozenset[str] = frozenset()
+
     def __init__(
         self,
         stage: StageName,

@@ -39,9 +39,6 @@ class Taken(Protocol):
 
 B = TypeVar("B", bound=Taken)
 
-_BESIDE = frozenset({"critics"})
-"""Losses of networks that learn beside the one that is trained: no part of its total."""
-
 
 class Trainee(Protocol):
     """What is trained: all of its state, and how far it is."""
@@ -60,6 +57,8 @@ class Trainee(Protocol):
     rate: float
     """Learning rate of the last step."""
     device: torch.device
+    beside: frozenset[str]
+    """Losses of networks that learn beside the one that is trained: no part of its total."""
 
     def checkpoint(self) -> Checkpoint:
         """All state, on the CPU, independent of what comes next."""
@@ -221,7 +220,7 @@ class _Window:
             if wrong:
                 trainee = self._trainee
                 raise LossNotFiniteError(first + n, wrong, trainee.name, trainee.precision)
-        own = [n for n, name in enumerate(self._names) if name not in _BESIDE]
+        own = [n for n, name in enumerate(self._names) if name not in self._trainee.beside]
         self._totals += rows[:, own].sum(1).tolist()
         self._rows = []
         losses = dict(zip(self._names, rows[-1, :-1].tolist(), strict=True))
@@ -235,7 +234,7 @@ class _Window:
             steps=trainee.steps,
             images_seen=trainee.images_seen,
             losses={f"loss/{name}": value for name, value in losses.items()}
-            | {"loss/total": sum(v for name, v in losses.items() if name not in _BESIDE)},
+            | {"loss/total": sum(v for name, v in losses.items() if name not in trainee.beside)},
             rate=trainee.rate,
             gradient_norm=norm,
             images_per_s=(trainee.images_seen - self._seen) / elapsed,
