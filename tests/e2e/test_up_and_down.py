@@ -293,6 +293,7 @@ def test_data_are_there_after_down_and_up_and_a_closed_terminal_ends_all(stack):
 
 def test_ctrl_c_ends_a_half_started_stack(stack):
     """While it waits for its parts, too; pressed again and again it still ends all of it."""
+    stack.sdn("down", "--store", str(stack.root))  # what tests before left, if any ran
     with terminal(stack) as (up, screen):
         until = time.monotonic() + 60
         while len({one.part for one in marked(stack.folder)}) < 4:
