@@ -111,11 +111,12 @@ def run(
         opened = spec.open()
         display = Display(to_stderr=as_json)
         if dry_run:
-            from pipelines.forecasting import HEADINGS, as_dicts, as_rows, forecast
+            from pipelines.forecasting import HEADINGS, NOT_COUNTED, as_dicts, as_rows, forecast
 
             plan = display.plan(opened)
             forecasts, warnings = forecast(opened, lambda text: say(text, error=True))
             table(HEADINGS, as_rows(forecasts), to_stderr=as_json)
+            say(NOT_COUNTED, error=as_json)
             for warning in warnings:
                 say(f"warning: {warning}", error=True)
             more = {"forecast": as_dicts(forecasts), "warnings": warnings}
@@ -182,7 +183,7 @@ def generate(
         Path | None, typer.Option("--out", help="PNG file, or folder for several images.")
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", help="For models with noise; kept with the image.")
+        int, typer.Option("--seed", min=0, help="For models with noise; kept with the image.")
     ] = 0,
     each: Annotated[
         int,

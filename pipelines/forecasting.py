@@ -236,7 +236,9 @@ def _batch_key(stage: str) -> str:
 def _limits(run: Run) -> Limits:
     memory = psutil.virtual_memory().total / 2**30
     if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        # Of all, as forecasts are of all workers, and each has a GPU.
+        cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        memory = sum(card.total_memory for card in cards) / 2**30
     if "://" in run.settings.store:
         return Limits(memory_gib=memory, disk_gib=None)
     place = Path(run.settings.store).expanduser().resolve()
@@ -280,6 +282,11 @@ HEADINGS = (
     "memory, GiB",
     "a checkpoint, GiB",
     "all kept, GiB",
+)
+
+NOT_COUNTED = (
+    "Hours are of training steps. Preparing, the teacher's reading of all images before captions "
+    "are fitted, and the evaluation come on top."
 )
 
 

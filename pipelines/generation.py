@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_OTHER_IMAGES = frozenset({".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class FoundModel:
     """A model that lies on this machine, and what it is."""
@@ -129,9 +132,13 @@ def names_a_file(out: Path | None, images: int) -> bool:
     """Whether `out` is the file of a single image, not a folder.
 
     Raises:
-        ValueError: several images into one file.
+        ValueError: several images into one file, or a file of another kind.
     """
-    if out is None or out.suffix.lower() != ".png" or out.is_dir():
+    if out is None or out.is_dir():
+        return False
+    if out.suffix.lower() != ".png":
+        if out.is_file() or out.suffix.lower() in _OTHER_IMAGES:
+            raise ValueError(f"images are written as PNG: {out} must end in .png, or be a folder")
         return False
     if images > 1:
         raise ValueError(f"{out} names one file, but {images} images are drawn; name a folder")

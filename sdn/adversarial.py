@@ -43,7 +43,7 @@ class AdversarialTrainer(Trainer):
     hinge(D_l(T_l(x), t), real) + hinge(D_l(T_l(S(t, z)), t), false) / 2
     + hinge(D_l(T_l(x), t'), false) / 2, the last left out where a global batch has one caption.
     Loss of the student: sum over l of w_l * d(T_l(x), T_l(S(t, z))), the terms of stage two, and
-    -a * D_l(T_l(S(t, z)), t), each critic by its weight.
+    -a * D_l(T_l(S(t, z)), t), each critic by its weight, and with `diversity` what `_alike` says.
     Source: Sauer et al. 2021, arXiv:2111.01007 (critics on a frozen network's features); Reed et
     al. 2016, arXiv:1605.05396 (mismatched captions).
     """

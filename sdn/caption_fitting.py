@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from sdn.config import CaptionConfig
 
-SIBLINGS = 8
-"""Captions next to each other in the alphabet that share a batch."""
-
 LOSSES = {"joint-embedding": joint_embedding_loss, "contrastive": contrastive_loss}
 
 
@@ -40,14 +37,14 @@ def fit_captions(
     """A frozen caption encoder whose embeddings tell apart what the teacher tells apart.
 
     The text embedding and a linear reading of the teacher's features of the same image meet in the
-    joint embedding loss; that linear reading is dropped afterwards. Embeddings are then evened out
-    over the training captions.
+    joint embedding loss; that linear reading is dropped afterwards. With `even`, embeddings are
+    then evened out over the training captions.
     Source: Reed et al. 2016, arXiv:1605.05395.
 
     Args:
         captions: of each training image, at least one; one is drawn anew each epoch.
         features: (N, F), the teacher's features of the same images.
-        config: see there. The sentence encoder is only evened out.
+        config: see there. The sentence encoder is at most evened out.
         report: called with (step, loss).
 
     Raises:
@@ -149,7 +146,7 @@ def caption_batches(
             return found
 
         while True:
-            yield _siblings_together(alphabetical, generator), draw
+            yield _siblings_together(alphabetical, config.siblings, generator), draw
 
     return fit_batches(keys, orders(), batch=batch, epochs=config.epochs, start=start, rank=rank)
 
@@ -159,7 +156,7 @@ def finished_encoder(
     config: CaptionConfig,
     weights: dict[str, Tensor] | None,
 ) -> CharCnnRnn | SentenceEncoder:
-    """The frozen encoder with these weights of the fit, evened out over the training captions.
+    """The frozen encoder with these weights of the fit, evened out where the config asks for it.
 
     Args:
         captions: of each training image.
@@ -172,18 +169,22 @@ def finished_encoder(
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         encoder.load_state_dict(own)
     encoder.requires_grad_(requires_grad=False).eval()
+    if not config.even:
+        return encoder
+    # Departs from the paper: see `evening`.
     first = [found[0] for found in captions]
     embedded = torch.cat([encoder.encode(first[i : i + 256]) for i in range(0, len(first), 256)])
     encoder.even_out(*evening(embedded))
     return encoder
 
 
-def _siblings_together(alphabetical: Tensor, generator: torch.Generator) -> Tensor:
-    """The rows in an order for one epoch: runs of `SIBLINGS` neighbours, the runs shuffled.
+def _siblings_together(alphabetical: Tensor, siblings: int, generator: torch.Generator) -> Tensor:
+    """The rows in an order for one epoch: runs of so many neighbours, the runs shuffled.
 
-    Departs from the paper: captions that differ in one word ("cook: dark skin tone", "cook: light
-    skin tone") seldom meet in a batch drawn evenly, and are the ones that must be told apart.
+    Departs from the paper with more than 1: captions that differ in one word ("cook: dark skin
+    tone", "cook: light skin tone") seldom meet in a batch drawn evenly, and are the ones that must
+    be told apart.
     """
     shift = int(torch.randint(len(alphabetical), (1,), generator=generator))
-    runs = torch.split(alphabetical.roll(shift), SIBLINGS)
+    runs = torch.split(alphabetical.roll(shift), siblings)
     return torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()])

@@ -87,16 +87,20 @@ class CharCnnRnn(nn.Module):
 
     The embedding of a caption does not depend on the captions beside it: padding is masked at
     every layer.
-    Departs from the paper: beside the recurrent layer's mean the last layer reads the maximum over
-    time of the convolutions. It hears every piece of a word wherever it stands, so that captions
-    with a new combination of known words come out right.
+    Departs from the paper with `loudest`: beside the recurrent layer's mean the last layer reads
+    the maximum over time of the convolutions. It hears every piece of a word wherever it stands, so
+    that captions with a new combination of known words come out right.
     Source: Reed, Akata, Schiele, Lee, "Learning Deep Representations of Fine-Grained Visual
     Descriptions", CVPR 2016, arXiv:1605.05395 (char-CNN-RNN).
     """
 
-    def __init__(self, *, dim: int, width: int, max_chars: int) -> None:
+    def __init__(self, *, dim: int, width: int, max_chars: int, loudest: bool = True) -> None:
+        """Args:
+        dim, width, max_chars, loudest: see `sdn.config.CaptionConfig`; files from before there was
+            a choice do not name `loudest` and mean it.
+        """
         super().__init__()
-        self.dim, self.max_chars = dim, max_chars
+        self.dim, self.max_chars, self.loudest = dim, max_chars, loudest
         self.characters = nn.Embedding(_UNKNOWN + 1, width // 2, padding_idx=0)
         self.convs = nn.ModuleList(
             [
@@ -105,8 +109,8 @@ class CharCnnRnn(nn.Module):
             ]
         )
         self.rnn = nn.GRU(width, width, batch_first=True)
-        self.out = nn.Linear(2 * width, dim)
-        self.config = {"dim": dim, "width": width, "max_chars": max_chars}
+        self.out = nn.Linear(2 * width if loudest else width, dim)
+        self.config = {"dim": dim, "width": width, "max_chars": max_chars, "loudest": loudest}
 
     def forward(self, codes: Tensor) -> Tensor:
         """(B, T) codes, 0 for padding -> (B, D) embedding."""
@@ -116,11 +120,12 @@ class CharCnnRnn(nn.Module):
             x = functional.relu(conv(x)) * mask
             x = functional.max_pool1d(x, 2, ceil_mode=True)
             mask = functional.max_pool1d(mask, 2, ceil_mode=True)
-        loudest = x.amax(dim=2)  # (B, C); x >= 0, so padding never wins
         states, _ = self.rnn(x.transpose(1, 2))  # (B, T', C)
         mask = mask.transpose(1, 2)  # (B, T', 1)
-        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-        embedding: Tensor = self.out(torch.cat([mean, loudest], dim=1))
+        heard = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        if self.loudest:  # x >= 0, so padding never wins
+            heard = torch.cat([heard, x.amax(dim=2)], dim=1)
+        embedding: Tensor = self.out(heard)
         return embedding
 
     def encode(self, captions: Sequence[str]) -> Tensor:
@@ -231,7 +236,12 @@ def new_encoder(config: CaptionConfig) -> CharCnnRnn | SentenceEncoder:
         return SentenceEncoder(dim=config.dim, max_chars=config.max_chars, seed=config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return CharCnnRnn(dim=config.dim, width=config.width, max_chars=config.max_chars)
+        return CharCnnRnn(
+            dim=config.dim,
+            width=config.width,
+            max_chars=config.max_chars,
+            loudest=config.loudest,
+        )
 
 
 _ENCODERS: dict[str, type[CharCnnRnn | SentenceEncoder]] = {

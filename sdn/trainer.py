@@ -178,6 +178,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm_of(self.student)
         if self.config.clip is not None:
+            # Departs from the paper: one bad batch cannot undo what was learned.
             nn.utils.clip_grads_with_norm_(self.student.parameters(), self.config.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()

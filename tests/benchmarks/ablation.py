@@ -71,7 +71,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "low taps only": without("conv3", "conv4", "conv5") | alone,
         "high taps only": without("image", "conv1", "conv2") | alone,
         "all ones raw": raw,
-        "all ones relative": ALL_ONES,
+        "all ones relative": ALL_ONES | {f"stage_{n}.scale": "relative" for n in STAGES},
         "as the paper": raw | nothing_added | no_critics,
         "L2": {f"stage_{n}.distance": "l2" for n in STAGES},
         "constant rate": {f"stage_{n}.schedule": "constant" for n in STAGES},

@@ -27,7 +27,17 @@ STAGE = dataclasses.replace(base.STAGE, epochs=3, global_batch=6, rate=1e-4, ave
 TEACHER = TeacherConfig(
     arch="vgg11", width=0.07, convention="symmetric", epochs=5, batch=10, rate=1e-3
 )
-CAPTIONS = CaptionConfig(dim=12, width=8, max_chars=32, epochs=5, batch=10, rate=1e-3)
+CAPTIONS = CaptionConfig(
+    dim=12,
+    width=8,
+    max_chars=32,
+    epochs=5,
+    batch=10,
+    rate=1e-3,
+    loudest=True,
+    siblings=8,
+    even=True,
+)
 CASES = {
     "stage one": ("stage_one", {}),
     "stage two": ("stage_two", {}),

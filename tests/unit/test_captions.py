@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import socket
@@ -197,14 +198,13 @@ def test_contrastive_loss_is_best_on_matching_pairs():
     assert float(contrastive_loss(same, same)) == pytest.approx(math.log(4), rel=1e-5)
 
 
+# Not evened out: twelve captions are then equally far from each other, whatever was learnt.
 @pytest.mark.parametrize("loss", ["joint-embedding", "contrastive"])
-def test_fit_separates_captions(monkeypatch, loss):
+@pytest.mark.parametrize("added", [{}, {"loudest": True, "siblings": 8}])
+def test_fit_separates_captions(loss, added):
     """The loss falls, and captions of one image come nearer each other than those of others."""
-    # Twelve captions evened out are equally far from each other, whatever was learnt.
-    monkeypatch.setattr(
-        "sdn.caption_fitting.evening", lambda found: (torch.zeros(12), torch.eye(12))
-    )
-    encoder, captions, reports = fitted(loss)
+    encoder, captions, reports = fitted(loss, **added)
+    assert encoder.loudest == bool(added)
     assert [step for step, _ in reports] == list(range(1, len(reports) + 1))
     losses = [value for _, value in reports]
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
@@ -237,9 +237,15 @@ def test_fit_needs_two_images():
 
 
 def test_fitted_embeddings_have_mean_zero_and_mean_variance_one():
-    """Over the training captions the embedding is centred and of mean variance 1."""
-    encoder, captions, _ = fitted()
-    embedded = encoder.encode([found[0] for found in captions]).double()
+    """With `even`, over the training captions, the same fit is centred and of mean variance 1."""
+    encoder, captions, _ = fitted(even=True)
+    texts = [found[0] for found in captions]
+    plain = fitted()[0].encode(texts)
+    torch.testing.assert_close(
+        (plain - evening(plain)[0]) @ evening(plain)[1], encoder.encode(texts), rtol=1e-3, atol=1e-3
+    )
+    assert plain.mean(0).abs().max() > 1e-2
+    embedded = encoder.encode(texts).double()
     assert embedded.mean(0).abs().max() < 1e-4
     assert float(embedded.var(0, correction=0).mean()) == pytest.approx(1, abs=1e-3)
 
@@ -285,9 +291,21 @@ def test_even_out_is_folded_into_the_last_layer():
     torch.testing.assert_close(encoder.encode(texts), (before - mean) @ turn, rtol=1e-3, atol=1e-4)
 
 
-def test_save_and_open_bit_for_bit(tmp_path):
+def test_an_encoder_from_before_there_was_a_choice(tmp_path):
+    """Its file does not name `loudest`: it reads the maximum over time."""
+    encoder = new_encoder(dataclasses.replace(TINY, loudest=True)).requires_grad_(
+        requires_grad=False
+    )
+    del encoder.config["loudest"]
+    save_encoder(encoder, tmp_path / "captions.safetensors")
+    opened = open_encoder(tmp_path / "captions.safetensors")
+    assert torch.equal(opened.encode(["a cook"]), encoder.encode(["a cook"]))
+
+
+@pytest.mark.parametrize("loudest", [False, True])
+def test_save_and_open_bit_for_bit(tmp_path, loudest):
     """An opened encoder is frozen and embeds exactly as the saved one."""
-    encoder, captions, _ = fitted()
+    encoder, captions, _ = fitted(loudest=loudest, even=True)
     save_encoder(encoder, tmp_path / "captions.safetensors")
     opened = open_encoder(tmp_path / "captions.safetensors")
     assert isinstance(opened, CharCnnRnn)
@@ -329,7 +347,7 @@ def test_sentence_encoder_offline(offline, tmp_path):
 @needs_sentence
 def test_sentence_encoder_fits_saves_and_opens(offline, tmp_path):
     """Projected, evened out, saved and opened: the same embeddings, and no weights in the file."""
-    config = CaptionConfig(encoder="sentence", dim=16, max_chars=80)
+    config = CaptionConfig(encoder="sentence", dim=16, max_chars=80, even=True)
     texts = [f"{tone} {thing}" for tone in TONES for thing in THINGS]
     encoder = fit_captions([(text,) for text in texts], torch.rand(len(texts), 5), config)
     embedded = encoder.encode(texts)

@@ -21,7 +21,7 @@ CONFIG = TeacherConfig(
     arch="vgg11", width=0.05, convention="symmetric", epochs=3, batch=8, rate=5e-3
 )
 COLOURS = {"red": 0, "green": 1, "blue": 2}
-CAPTIONS = CaptionConfig(dim=6, width=8, max_chars=40, epochs=2, batch=8)
+CAPTIONS = CaptionConfig(dim=6, width=8, max_chars=40, epochs=2, batch=8, even=True)
 
 
 def coloured(number, split):

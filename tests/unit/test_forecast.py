@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,3 +210,17 @@ def test_the_command_measures_and_leaves_nothing(tmp_path, monkeypatch):
     assert answer["warnings"] == []
     assert not place.exists()
     assert list(here.iterdir()) == []
+
+
+def test_memory_is_that_of_all_gpus(monkeypatch, tmp_path):
+    """A forecast adds up its workers, each of which has a GPU: so does the limit."""
+    card = SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    monkeypatch.setattr(forecasting, "_measured", lambda *given: None)
+    monkeypatch.setattr(
+        forecasting, "_warnings", lambda found, limits, config: [f"{limits.memory_gib} GiB"]
+    )
+    _, warnings = forecast(RunSpec("tiny", store=str(tmp_path)).open(), lambda text: None)
+    assert warnings[-1] == "24.0 GiB"

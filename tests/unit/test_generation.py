@@ -83,6 +83,17 @@ def test_several_images_do_not_go_into_one_file(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("name", ["bird.jpg", "notes"])
+def test_what_is_no_png_and_no_folder_is_refused(tmp_path, name):
+    """Another kind of image is not taken for a folder's name, nor is a file that is there."""
+    out = tmp_path / name
+    if name == "notes":
+        out.write_text("kept")
+    with pytest.raises(ValueError, match=rf"written as PNG: .*{name} must end in \.png, or be a f"):
+        write_images(pixels(1), ["a bird"], out, model=MODEL, seed=0)
+    assert not out.is_dir()
+
+
 def test_images_of_a_caption_follow_their_seeds(tmp_path):
     """Each is the one that its seed draws alone; a model without noise says that it has one."""
     noise = dataclasses.replace(CONFIG, student=StudentConfig(init="he", noise=4))
