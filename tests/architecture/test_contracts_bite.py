@@ -58,7 +58,7 @@ def test_copy_keeps_every_contract(copied):
         ("pipelines/worker.py", "import pipelines.launch", "From the command to the workers"),
         ("pipelines/launch.py", "import pipelines.cli", "From the command to the workers"),
         ("sdn/losses.py", "import sdn.stages", "From the loop to the tables"),
-        ("sdn/config.py", "import sdn.losses", "From the loop to the tables"),
+        ("sdn/config/run.py", "import sdn.losses", "From the loop to the tables"),
     ],
 )
 def test_a_broken_rule_is_found(copied, module, line, contract):
