@@ -183,6 +183,12 @@ class Display:
             match, kid = figures["caption match"], figures["KID"]
             share = f"{match['value']:.1%}" if match.get("value") is not None else "withheld"
             say(f"{name}: caption match {share}, KID {_plain(kid.get('value'))}")
+        for name in earlier_and_better(found["figures"]):
+            say(
+                f"warning: the images of {name} are nearer to real ones, beyond chance, than those "
+                "of the last stage, which is the model: train the later stages for longer, or on "
+                "more images"
+            )
         say(f"top 1 on {found['test_is']}: {found['headline']:.1%}")
         role = "champion" if model["champion"] else "challenger"
         say(f"model: {model['name']} version {model['version']} ({role}: {model['reason']})")
@@ -194,6 +200,16 @@ class Display:
             say(f"runs, models ({found['tracking_uri']}) and flows: sdn ui{found['store_option']}")
         named = "" if model["champion"] else f" --model {model['uri']}"
         say(f'generate: sdn generate "{found["example"]}"{named}{found["store_option"]}')
+
+
+def earlier_and_better(figures: Mapping[str, Any]) -> list[str]:
+    """Models before the last whose KID is below the last one's, intervals apart."""
+    *earlier, last = figures
+    least = figures[last]["KID"].get("low")
+    if least is None:
+        return []
+    highs = {name: figures[name]["KID"].get("high") for name in earlier}
+    return [name for name, high in highs.items() if high is not None and high < least]
 
 
 def _plain(value: float | None) -> str:

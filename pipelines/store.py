@@ -163,7 +163,8 @@ def write_mark(folder: Path, result: dict[str, Any]) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     temporary = folder / f".{DONE}.tmp"
-    temporary.write_text(json.dumps(result, indent=2, sort_keys=True))
+    # Keys stay in their order: that of an evaluation's models is that of the stages.
+    temporary.write_text(json.dumps(result, indent=2))
     temporary.replace(folder / DONE)
 
 

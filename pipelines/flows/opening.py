@@ -78,6 +78,6 @@ def _check_source(data: DataConfig) -> None:
         )
     if data.source != "openmoji" and data.path is None:
         raise ValueError(
-            f"the source {data.source} needs the place of your images: fill in data_path "
-            "(--set data.path=FOLDER)"
+            f"the source {data.source} needs the place of your images: --set data.path=FOLDER, in "
+            "Prefect's form the field data_path"
         )

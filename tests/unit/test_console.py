@@ -2,7 +2,7 @@
 
 import time
 
-from pipelines.console import Display
+from pipelines.console import Display, earlier_and_better
 
 
 def test_a_log_has_a_stages_first_and_last_word_and_one_a_minute(capsys, monkeypatch):
@@ -29,3 +29,16 @@ def test_a_log_has_a_stages_first_and_last_word_and_one_a_minute(capsys, monkeyp
         ["66", "s", "stage", "two", "60%", "22", "images/s"],
         ["70", "s", "stage", "two", "100%", "22", "images/s"],
     ]
+
+
+def test_an_earlier_stage_whose_images_are_better_is_named():
+    """Where the intervals lie apart; a KID that was withheld says nothing."""
+
+    def kid(low, high):
+        return {"KID": {"value": (low + high) / 2, "low": low, "high": high}}
+
+    worse = {"stage one": kid(1.0, 2.0), "stage two": kid(2.5, 3.5), "stage three": kid(3.0, 4.0)}
+    assert earlier_and_better(worse) == ["stage one"]
+    assert earlier_and_better(dict(reversed(worse.items()))) == []
+    assert earlier_and_better({**worse, "stage three": {"KID": {"withheld": "too few"}}}) == []
+    assert earlier_and_better({"stage two": kid(1.0, 2.0)}) == []

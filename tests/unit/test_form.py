@@ -68,7 +68,7 @@ def test_a_field_and_a_change_may_not_contradict():
     ("name", "fields", "words"),
     [
         ("tiny", {"data_path": "photos"}, "openmoji carries its own images.*photos"),
-        ("folder", {}, "folder needs the place of your images: fill in data_path"),
+        ("folder", {}, "folder needs the place of your images: --set data.path"),
         ("tiny", {"workers": 5}, r"workers must divide lanes \(48\), 5 does not; possible"),
         ("tiny", {"workers": 24}, "workers .24. must be at most stage_one.global_batch"),
         ("tiny", {"weights_from": "search-0", "search_trials": 8}, "leave one of them out"),

@@ -34,8 +34,10 @@ def test_mark_that_is_no_text_is_none(tmp_path):
     """A damaged mark is none either, and publishing again repairs it."""
     (tmp_path / DONE).write_bytes(b"\xff\xfe\x00{")
     assert read_mark(tmp_path) is None
-    write_mark(tmp_path, {"again": True})
-    assert read_mark(tmp_path) == {"again": True}
+    write_mark(tmp_path, {"again": True, "first": {"two": 2, "three": 3}})
+    found = read_mark(tmp_path)
+    assert found == {"again": True, "first": {"two": 2, "three": 3}}
+    assert list(found["first"]) == ["two", "three"]  # the last of several models is the newest
 
 
 def test_mark_is_written_last_and_whole(tmp_path, monkeypatch):
