@@ -45,7 +45,8 @@ CONFIG = RunConfig(
     name="gradients",
     data=DataConfig(source="test", resolution=32, shard_samples=5),
     teacher=TeacherConfig(arch="vgg11", width=0.07, convention="symmetric"),
-    # The mean alone hardly tells captions apart that were never fitted: critics then err on all alike.
+    # The mean alone of an encoder that was never fitted hardly tells captions apart, and critics
+    # then err on all alike.
     captions=CaptionConfig(dim=12, width=8, max_chars=32, loudest=True),
     student=StudentConfig(init="he"),
     stage_one=STAGE,
