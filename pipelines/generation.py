@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_OTHER_IMAGES = frozenset({".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-
-
 @dataclass(frozen=True, kw_only=True)
 class FoundModel:
     """A model that lies on this machine, and what it is."""
@@ -134,10 +131,13 @@ def names_a_file(out: Path | None, images: int) -> bool:
     Raises:
         ValueError: several images into one file, or a file of another kind.
     """
+    from sdn.data.sources.folder import IMAGES
+
     if out is None or out.is_dir():
         return False
-    if out.suffix.lower() != ".png":
-        if out.is_file() or out.suffix.lower() in _OTHER_IMAGES:
+    suffix = out.suffix.lower()
+    if suffix != ".png":
+        if out.is_file() or suffix in IMAGES:
             raise ValueError(f"images are written as PNG: {out} must end in .png, or be a folder")
         return False
     if images > 1:

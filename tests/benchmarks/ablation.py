@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 STAGES = ("one", "two", "three")
 GROUPS = ("image", "conv1", "conv2", "conv3", "conv4", "conv5")
-ALL_ONES = {f"stage_{n}.weights.{group}": "1" for n in STAGES for group in GROUPS}
+
+
+def all_ones(scale: str) -> dict[str, str]:
+    """Changes that give each group of taps the weight 1, on activations of this scale."""
+    ones = {f"stage_{n}.weights.{group}": "1" for n in STAGES for group in GROUPS}
+    return ones | {f"stage_{n}.scale": scale for n in STAGES}
 
 
 def without(*groups: str) -> dict[str, str]:
@@ -58,7 +63,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "student.width": "1",
         "stage_three.diversity": "0",
     }
-    raw = ALL_ONES | {f"stage_{n}.scale": "raw" for n in STAGES}
+    raw = all_ones("raw")
     # Critics read high taps, too: arms about what distances reach have none.
     alone = no_critics | {"stage_three.diversity": "0"} if three else {}
     total = {"stage_three.epochs": "0", "stage_three.diversity": "0"}
@@ -71,7 +76,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "low taps only": without("conv3", "conv4", "conv5") | alone,
         "high taps only": without("image", "conv1", "conv2") | alone,
         "all ones raw": raw,
-        "all ones relative": ALL_ONES | {f"stage_{n}.scale": "relative" for n in STAGES},
+        "all ones relative": all_ones("relative"),
         "as the paper": raw | nothing_added | no_critics,
         "L2": {f"stage_{n}.distance": "l2" for n in STAGES},
         "constant rate": {f"stage_{n}.schedule": "constant" for n in STAGES},

@@ -28,15 +28,7 @@ TEACHER = TeacherConfig(
     arch="vgg11", width=0.07, convention="symmetric", epochs=5, batch=10, rate=1e-3
 )
 CAPTIONS = CaptionConfig(
-    dim=12,
-    width=8,
-    max_chars=32,
-    epochs=5,
-    batch=10,
-    rate=1e-3,
-    loudest=True,
-    siblings=8,
-    even=True,
+    dim=12, width=8, max_chars=32, epochs=5, batch=10, rate=1e-3, loudest=True, siblings=8
 )
 CASES = {
     "stage one": ("stage_one", {}),
