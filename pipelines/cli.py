@@ -103,6 +103,7 @@ def run(
 
     with expected_errors():
         quiet()
+        from pipelines.inputs import check_inputs
         from pipelines.run import RunSpec, parse_overrides
 
         if weights_from is not None and not weights_from.strip():
@@ -123,6 +124,7 @@ def run(
             answer(plan | more, as_json=as_json)
             return
         opened.store.check()
+        check_inputs(opened)
         from pipelines.flows.early_server import early_server
         from pipelines.orphans import ended_with_this_process
         from sdn.data.dead_letters import TooManyDeadLetters

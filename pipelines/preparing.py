@@ -20,7 +20,7 @@ from sdn.data.manifest import MANIFEST, read_manifest
 from sdn.data.retrying import retry_dead_letters
 from sdn.data.shards import SHOWN_LETTERS, Writing, append_dataset, write_dataset
 from sdn.data.sources import PREPARED, REMOTE, attribution, partitions
-from sdn.data.sources.fingerprint import fingerprint
+from sdn.data.sources.fingerprint import fingerprint, require_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -114,6 +114,30 @@ def undo(files: Files, settings: Settings) -> tuple[Manifest, Manifest]:
     """Take the newest version of a data set away; see `sdn.data.claims.undo`."""
     with _alone(files, settings):
         return claims.undo(files)
+
+
+def check_source(config: DataConfig, settings: Settings) -> None:
+    """Refuse a source in whose place there is nothing; its layout is read later.
+
+    Raises:
+        ValueError: no place is named, or one that the source does not need; nothing lies there.
+        StoreError: the place cannot be reached.
+    """
+    if config.source == "openmoji":
+        if config.path is not None:
+            raise ValueError(
+                f"the source openmoji carries its own images, but data.path is {config.path}: name "
+                "the source of that place (such as folder), or leave the place out"
+            )
+    elif config.source == PREPARED:
+        read_manifest(_prepared(config, settings))
+    elif (files := _source(config, settings)) is None:
+        raise ValueError(
+            f"the source {config.source} needs the place of your images: --set data.path=FOLDER, "
+            "in Prefect's form the field data_path"
+        )
+    else:
+        require_files(files)
 
 
 def prepare_stage(config: DataConfig, settings: Settings) -> Stage:

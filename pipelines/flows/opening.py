@@ -10,6 +10,7 @@ from pipelines.flows.form import changes_of
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_refusal
 from pipelines.flows.stages import Progress, terminal
+from pipelines.inputs import check_inputs
 from pipelines.orphans import ended_with_this_process
 from pipelines.run import Run, RunSpec
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipelines.settings import Settings
-    from sdn.config import DataConfig
 
 
 def open_run(
@@ -30,8 +30,9 @@ def open_run(
         fields: the others, see `pipelines.flows.form.KEYS`.
 
     Raises:
-        ValueError: a combination that cannot work; it is the first artifact, too.
-        StoreError: the store cannot be used.
+        ValueError, FileNotFoundError: a combination that cannot work, or no images or weights
+            where they should be; it is the first artifact, too.
+        StoreError: the store or the place of the images cannot be used.
     """
     asked = {"recipe": recipe, "store": store, "weights_from": weights_from, "changes": changes}
     with refused(asked | fields):
@@ -42,7 +43,8 @@ def open_run(
                 f"search_trials is {fields['search_trials']}: leave one of them out"
             )
         run = RunSpec(recipe, overrides, store or None, weights_from or None).open(Progress())
-        _check_source(run.config.data)
+        if terminal.get() is None:  # the command line has looked before it started a server
+            check_inputs(run)
     show_config(run)
     run.store.check()
     return run
@@ -53,7 +55,7 @@ def refused(asked: dict[str, Any]) -> Iterator[None]:
     """What is wrong with what was asked for is shown in place of the config."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # of a store or registry, too
+    except (ValueError, RuntimeError, FileNotFoundError) as error:  # of a store or registry, too
         show_refusal(asked, str(error))
         raise
 
@@ -68,16 +70,3 @@ def own_ray(settings: Settings) -> Iterator[None]:
             yield
         finally:
             stop_ray()
-
-
-def _check_source(data: DataConfig) -> None:
-    if data.source == "openmoji" and data.path is not None:
-        raise ValueError(
-            f"the source openmoji carries its own images, but data.path is {data.path}: name the "
-            "source of that place (such as folder), or leave the place out"
-        )
-    if data.source != "openmoji" and data.path is None:
-        raise ValueError(
-            f"the source {data.source} needs the place of your images: --set data.path=FOLDER, in "
-            "Prefect's form the field data_path"
-        )

@@ -68,10 +68,8 @@ def _value(kind: Any, dotted: str, text: str) -> Any:
 
 def _unknown(dotted: str, part: str, known: list[str], prefix: str) -> str:
     near = difflib.get_close_matches(part, known, n=1)
-    hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-    return (
-        f"unknown config key {dotted!r}{hint}. Known here: {', '.join(prefix + k for k in known)}"
-    )
+    hint = f"; did you mean {prefix}{near[0]}?" if near else "."
+    return f"unknown config key {dotted!r}{hint} Known here: {', '.join(prefix + k for k in known)}"
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:  # noqa: C901, PLR0911 (one case a type)

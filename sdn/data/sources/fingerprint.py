@@ -38,11 +38,25 @@ def fingerprint(config: DataConfig, files: Files | None) -> str:
         total += int.from_bytes(hashlib.sha256(line).digest())
         count += 1
     if not count:
-        raise ValueError(
-            f"data.path: there is no folder {files.uri}, or no file in it; name the place that "
-            "holds the images"
-        )
+        raise _nothing_in(files)
     return f"{count} files {total % 2**256:064x}"
+
+
+def require_files(files: Files) -> None:
+    """Refuse a place with no file in it; no more than the beginning of its listing is read.
+
+    Raises:
+        ValueError: nothing lies there.
+    """
+    if next(files.walk(), None) is None:
+        raise _nothing_in(files)
+
+
+def _nothing_in(files: Files) -> ValueError:
+    return ValueError(
+        f"data.path: there is no folder {files.uri}, or no file in it; name the place that holds "
+        "the images"
+    )
 
 
 def _packages(*names: str) -> str:
