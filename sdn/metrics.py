@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdn.data.images import to_image
+from sdn.matcher import features_of, pools_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def tap_features(
     device: torch.device | None = None,
     report: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """Images as vectors in the teacher: each pool, spatially down to 2x2, to unit length, joined.
+    """Images as vectors in the teacher, see `sdn.matcher.features_of`.
 
     Args:
         teacher: frozen.
@@ -51,12 +52,11 @@ def tap_features(
     Returns:
         (N, F) float32, on the CPU.
     """
-    pools = [name for name in teacher.names if name.startswith("pool")]
+    pools = pools_of(teacher.names)
     rows = []
     for start in range(0, len(pixels), batch):
         taps = teacher(to_image(pixels[start : start + batch].to(device)), pools)
-        vectors = [functional.adaptive_avg_pool2d(t.float(), 2).flatten(1) for t in taps.values()]
-        rows.append(torch.cat([functional.normalize(v, dim=1) for v in vectors], dim=1).cpu())
+        rows.append(features_of(taps).cpu())
         report(min(start + batch, len(pixels)))
     return torch.cat(rows).clone()
 
