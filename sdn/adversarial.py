@@ -69,16 +69,11 @@ class AdversarialTrainer(Trainer):
         """Arguments as of `Trainer`.
 
         Args:
-            matcher: frozen; where `config.matching` > 0, and only there.
+            matcher: frozen; needed where `config.matching` > 0.
 
         Raises:
-            ValueError: a critic of a tap that the teacher lacks, or no matcher to ask.
+            ValueError: a critic of a tap that the teacher lacks.
         """
-        if (config.matching > 0) != (matcher is not None):
-            raise ValueError(
-                f"stage_three.matching is {config.matching}: with a weight above 0, and only then, "
-                "a matcher is needed"
-            )
         super().__init__(
             "stage_three",
             student,

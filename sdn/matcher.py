@@ -1,8 +1,7 @@
 """The matcher: where the teacher's features of an image and the embedding of its caption meet.
 
 Fitting the caption encoder makes it; stage three may ask it whether an image shows what its caption
-says. Departs from the paper, where nobody asks: critics tell a caption from one other, this from
-all others of a batch. The teacher stays the only source of vision.
+says. The teacher stays the only source of vision.
 """
 
 from __future__ import annotations

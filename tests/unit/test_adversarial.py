@@ -268,17 +268,6 @@ def test_matching_needs_an_encoder_that_is_fitted():
         dataclasses.replace(config, captions=sentence)
 
 
-def test_matching_needs_a_matcher(inputs):
-    """And what is not asked for is not taken."""
-    config, teacher = third_config(matching=1.0), open_teacher(inputs.teacher / TEACHER)
-    settings = {"steps": 1, "tap_means": dict.fromkeys(teacher.names, 1.0), "precision": "float32"}
-    with pytest.raises(ValueError, match=r"matching is 1\.0"):
-        AdversarialTrainer(new_student(config), teacher, config.stage_three, **settings)
-    settings["matcher"] = drawn_matcher(teacher.blocks)
-    with pytest.raises(ValueError, match=r"matching is 0\.0"):
-        AdversarialTrainer(new_student(config), teacher, third_config().stage_three, **settings)
-
-
 def test_a_critic_of_no_tap_is_refused_before_anything_is_trained():
     """vgg11 has no third convolution in its third block; without a stage three nobody asks."""
     config = third_config(critics={"conv3_3": 1.0})
