@@ -19,7 +19,6 @@ from sdn.captions import normalise
 from sdn.critics import Critics, hinge
 from sdn.data.images import to_image
 from sdn.losses import tap_losses, wanted_taps
-from sdn.matcher import features_of, matching_loss, pools_of
 from sdn.ranks import ALONE, Rank
 from sdn.trainer import Trainer, rate_at, step_names
 from sdn.training import copied
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from sdn.checkpoint import Checkpoint
     from sdn.config import AdversarialConfig
     from sdn.data.records import Batch
-    from sdn.matcher import Matcher
     from sdn.student import Student, Taps
     from sdn.teacher import Teacher
 
@@ -45,8 +43,7 @@ class AdversarialTrainer(Trainer):
     hinge(D_l(T_l(x), t), real) + hinge(D_l(T_l(S(t, z)), t), false) / 2
     + hinge(D_l(T_l(x), t'), false) / 2, the last left out where a global batch has one caption.
     Loss of the student: sum over l of w_l * d(T_l(x), T_l(S(t, z))), the terms of stage two, and
-    -a * D_l(T_l(S(t, z)), t), each critic by its weight, with `diversity` what `_alike` says, and
-    with `matching` what `sdn.matcher.matching_loss` says of T(S(t, z)) and the batch's captions.
+    -a * D_l(T_l(S(t, z)), t), each critic by its weight, and with `diversity` what `_alike` says.
     Source: Sauer et al. 2021, arXiv:2111.01007 (critics on a frozen network's features); Reed et
     al. 2016, arXiv:1605.05396 (mismatched captions).
     """
@@ -64,12 +61,8 @@ class AdversarialTrainer(Trainer):
         tap_means: Mapping[str, float],
         precision: str,
         rank: Rank = ALONE,
-        matcher: Matcher | None = None,
     ) -> None:
         """Arguments as of `Trainer`.
-
-        Args:
-            matcher: frozen; needed where `config.matching` > 0.
 
         Raises:
             ValueError: a critic of a tap that the teacher lacks.
@@ -105,10 +98,7 @@ class AdversarialTrainer(Trainer):
         )
         distilled = wanted_taps(teacher.names, config.weights)
         self._distilled = distilled
-        self._matcher = None if matcher is None else matcher.to(self.device)
-        self._pools = () if matcher is None else pools_of(teacher.names)
-        wanted = {*distilled, *self.critics.weights, *self._pools}
-        self._read = tuple(name for name in teacher.names if name in wanted)
+        self._read = tuple(n for n in teacher.names if n in {*distilled, *self.critics.weights})
 
     def advance(self, batch: Batch, text: Tensor, images: int) -> tuple[dict[str, Tensor], Tensor]:
         """One step of the critics and one of the student; see `Trainer.advance`.
@@ -120,8 +110,7 @@ class AdversarialTrainer(Trainer):
             group["lr"] = self.rate
         for group in self.critic_optimizer.param_groups:
             group["lr"] = self.config.critic_rate * self.rate / self.config.rate
-        told, own = self._told(batch, text)
-        other = mismatched(told, own)
+        other = self._mismatched(batch, text)
         text = text.to(self.device)
         image = to_image(batch.pixels.to(self.device, non_blocking=True))
         image = image.contiguous(memory_format=torch.channels_last)
@@ -140,10 +129,6 @@ class AdversarialTrainer(Trainer):
         terms["adversary"] = -self.config.adversary * self._judged(synthetic, text)
         if self.config.diversity > 0:
             terms["diversity"] = self.config.diversity * self._alike(batch, text, code, made)
-        if self._matcher is not None:
-            pools = {name: synthetic[name] for name in self._pools}
-            found = matching_loss(self._matcher(features_of(pools), told), own)
-            terms["matching"] = self.config.matching * found
         wanted = torch.stack([term for name, term in terms.items() if name != "critics"]).sum()
         self.optimizer.zero_grad()
         (wanted * batch.weight).backward()  # type: ignore[no-untyped-call]
@@ -179,17 +164,17 @@ class AdversarialTrainer(Trainer):
         self.critic_optimizer.step()
         return total.detach()
 
-    def _told(self, batch: Batch, text: Tensor) -> tuple[Tensor, Tensor]:
-        """The different captions of the global batch, and which of them is each row's own.
+    def _mismatched(self, batch: Batch, text: Tensor) -> Tensor | None:
+        """For each row a caption of the global batch that differs from its own.
 
-        In an order drawn anew each step, the same on any number of ranks.
+        The next in an order drawn anew each step, the same on any number of ranks.
 
         Args:
             batch: this rank's share.
             text: (B, D), embeddings of its captions.
 
         Returns:
-            (K, D) and (B,) int64, on the device.
+            (B, D), on the device; None if the global batch has one caption only.
         """
         # By the text: of one caption's embedding the last bits may differ from rank to rank.
         own = torch.tensor([_id_of(caption) for caption in batch.captions])
@@ -202,8 +187,10 @@ class AdversarialTrainer(Trainer):
         generator = torch.Generator().manual_seed(batch.step)
         factor = 2 * torch.randint(1 << 62, (), generator=generator) + 1  # odd: ids stay different
         known, place = torch.unique(ids * factor, return_inverse=True)
-        first = (place == torch.arange(len(known)).unsqueeze(1)).int().argmax(1)
-        return rows[first].to(self.device), place[-len(text) :].to(self.device)
+        if len(known) == 1:
+            return None
+        following = (place[-len(text) :] + 1) % len(known)
+        return rows[(place == following.unsqueeze(1)).int().argmax(1)].to(self.device)
 
     def _judged(self, synthetic: Taps, text: Tensor) -> Tensor:
         """Mean judgement of the synthetic images by the critics as they are now."""
@@ -245,19 +232,6 @@ class AdversarialTrainer(Trainer):
         critics = cast("dict[str, Any]", checkpoint.critics)
         self.critics.load_state_dict(critics["weights"])
         self.critic_optimizer.load_state_dict(critics["optimizer"])
-
-
-def mismatched(told: Tensor, own: Tensor) -> Tensor | None:
-    """For each row a caption that differs from its own: the next of them.
-
-    Args:
-        told: (K, D), embeddings of different captions.
-        own: (B,) int64, which of them is a row's own.
-
-    Returns:
-        (B, D); None if there is one caption only.
-    """
-    return told[(own + 1) % len(told)] if len(told) > 1 else None
 
 
 @lru_cache(maxsize=100_000)

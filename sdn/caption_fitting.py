@@ -18,7 +18,6 @@ from sdn.captions import (
     normalise,
 )
 from sdn.fit import Fit, FitBatch, fit_batches, gathered
-from sdn.matcher import Matcher
 from sdn.ranks import ALONE, Rank
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def fit_captions(
     """A frozen caption encoder whose embeddings tell apart what the teacher tells apart.
 
     The text embedding and a linear reading of the teacher's features of the same image meet in the
-    joint embedding loss. With `even`, embeddings are then evened out over the training captions.
+    joint embedding loss; that linear reading is dropped afterwards. With `even`, embeddings are
+    then evened out over the training captions.
     Source: Reed et al. 2016, arXiv:1605.05395.
 
     Args:
@@ -56,7 +56,7 @@ def fit_captions(
         for batch in caption_batches([""] * len(captions), captions, config):
             terms, _ = fit.advance(batch)
             report(fit.step, float(terms["fit"]))
-    return finished(captions, config, None if fit is None else fit.checkpoint().model)[0]
+    return finished_encoder(captions, config, None if fit is None else fit.checkpoint().model)
 
 
 def check_captions(captions: Sequence[tuple[str, ...]]) -> None:
@@ -70,20 +70,16 @@ def check_captions(captions: Sequence[tuple[str, ...]]) -> None:
 
 
 class Pair(nn.Module):
-    """Caption encoder, and the linear reading of the teacher's features that it is fitted with."""
+    """Caption encoder, and the linear reading of the teacher's features that is dropped later."""
 
-    def __init__(self, encoder: CharCnnRnn, features: Tensor, dim: int) -> None:
+    def __init__(self, encoder: CharCnnRnn, features: int, dim: int) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.deviation: Tensor
         self.encoder = encoder
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("deviation", features.std(0).clamp(min=1e-4))
-        self.reading = nn.Linear(features.shape[1], dim)
+        self.reading = nn.Linear(features, dim)
 
     def forward(self, codes: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) codes and (B, F) features -> (B, D) each."""
-        return self.encoder(codes), self.reading((features - self.mean) / self.deviation)
+        return self.encoder(codes), self.reading(features)
 
 
 def new_caption_fit(
@@ -102,7 +98,8 @@ def new_caption_fit(
     if not isinstance(encoder, CharCnnRnn):
         return None
     generator = torch.Generator().manual_seed(config.seed)
-    pair = Pair(encoder, features, config.dim)
+    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-4)
+    pair = Pair(encoder, features.shape[1], config.dim)
     nn.init.normal_(pair.reading.weight, 0, features.shape[1] ** -0.5, generator=generator)
     nn.init.zeros_(pair.reading.bias)
     pair.to(rank.device)
@@ -154,21 +151,17 @@ def caption_batches(
     return fit_batches(keys, orders(), batch=batch, epochs=config.epochs, start=start, rank=rank)
 
 
-def finished(
+def finished_encoder(
     captions: Sequence[tuple[str, ...]],
     config: CaptionConfig,
     weights: dict[str, Tensor] | None,
-) -> tuple[CharCnnRnn | SentenceEncoder, Matcher | None]:
+) -> CharCnnRnn | SentenceEncoder:
     """The frozen encoder with these weights of the fit, evened out where the config asks for it.
 
     Args:
         captions: of each training image.
         config: see there.
         weights: of a `Pair`; None where nothing was fitted.
-
-    Returns:
-        The encoder, and what of the fit says how well an image fits an embedding of it; None where
-        nothing was fitted.
     """
     encoder = new_encoder(config)
     if weights is not None:
@@ -176,29 +169,13 @@ def finished(
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         encoder.load_state_dict(own)
     encoder.requires_grad_(requires_grad=False).eval()
-    mean, turn = torch.zeros(config.dim), torch.eye(config.dim)
-    if config.even:
-        # Departs from the paper: see `evening`.
-        first = [found[0] for found in captions]
-        parts = [encoder.encode(first[i : i + 256]) for i in range(0, len(first), 256)]
-        mean, turn = evening(torch.cat(parts))
-        encoder.even_out(mean, turn)
-    return encoder, None if weights is None else _matcher(weights, mean, turn)
-
-
-def _matcher(weights: dict[str, Tensor], mean: Tensor, turn: Tensor) -> Matcher:
-    """The reading of a `Pair` on features as they are, and the way back from evened embeddings."""
-    reading = weights["reading.weight"] / weights["deviation"]
-    matcher = Matcher(reading.shape[1], reading.shape[0])
-    matcher.load_state_dict(
-        {
-            "image.weight": reading,
-            "image.bias": weights["reading.bias"] - reading @ weights["mean"],
-            "text.weight": torch.linalg.inv(turn.double()).T.float(),
-            "text.bias": mean,
-        }
-    )
-    return matcher.requires_grad_(requires_grad=False).eval()
+    if not config.even:
+        return encoder
+    # Departs from the paper: see `evening`.
+    first = [found[0] for found in captions]
+    embedded = torch.cat([encoder.encode(first[i : i + 256]) for i in range(0, len(first), 256)])
+    encoder.even_out(*evening(embedded))
+    return encoder
 
 
 def _siblings_together(alphabetical: Tensor, siblings: int, generator: torch.Generator) -> Tensor:

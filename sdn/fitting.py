@@ -10,14 +10,13 @@ import torch
 from sdn.caption_fitting import (
     caption_batches,
     check_captions,
-    finished,
+    finished_encoder,
     new_caption_fit,
 )
 from sdn.captions import normalise, save_encoder
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
 from sdn.evaluation import probe_embedding
-from sdn.matcher import MATCHER, save_matcher
 from sdn.metrics import tap_features
 from sdn.running import Work
 from sdn.sampling import ENCODER
@@ -229,7 +228,7 @@ def write_captions(
     """The captions stage: fit the encoder against the teacher, write it, probe it.
 
     Args:
-        folder: receives `captions.safetensors` and, of what is fitted, `matcher.safetensors`.
+        folder: receives `captions.safetensors`.
         data: prepared data set.
         teacher: folder of the teacher.
         config: see there.
@@ -248,10 +247,7 @@ def write_captions(
             )
         )
     captions = load_split(data, "train").captions
-    encoder, matcher = finished(captions, config, weights)
-    if matcher is not None:
-        save_matcher(matcher, folder / MATCHER)
-    save_encoder(encoder, folder / ENCODER)
+    save_encoder(finished_encoder(captions, config, weights), folder / ENCODER)
     try:
         probes = probe_embedding(data, folder)
     except ModuleNotFoundError as error:  # the encoder does not need it

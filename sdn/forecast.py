@@ -11,10 +11,9 @@ import torch
 
 from sdn.caption_fitting import caption_batches, new_caption_fit
 from sdn.data.records import Batch
-from sdn.matcher import Matcher, feature_count
 from sdn.memory import keep_freed_memory
 from sdn.ranks import Rank
-from sdn.stage_run import asks_matcher, new_student, new_trainer
+from sdn.stage_run import new_student, new_trainer
 from sdn.teacher import channels_last, empty_teacher
 from sdn.teacher_fitting import Targets, new_teacher_fit, teacher_batches
 from sdn.training import choose_precision, peak_memory_gib
@@ -149,10 +148,6 @@ def _step(
     part = getattr(config, stage)
     network = channels_last(empty_teacher(config.teacher)).to(device)
     precision = choose_precision(part.precision, device)
-    more = {}
-    if asks_matcher(part):
-        matcher = Matcher(feature_count(network.blocks), config.captions.dim)
-        more["matcher"] = matcher.requires_grad_(requires_grad=False)
     trainer = new_trainer(
         cast("StageName", stage),
         new_student(config).to(device),
@@ -161,7 +156,6 @@ def _step(
         steps=10**6,
         tap_means=dict.fromkeys(network.names, 1.0),
         precision=precision,
-        **more,
     )
     text = torch.randn(batch, config.captions.dim, device=device)
     taken = Batch(

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdn.data.images import to_image
-from sdn.matcher import features_of, pools_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +39,7 @@ def tap_features(
     device: torch.device | None = None,
     report: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """Images as vectors in the teacher, see `sdn.matcher.features_of`.
+    """Images as vectors in the teacher: each pool, spatially down to 2x2, to unit length, joined.
 
     Args:
         teacher: frozen.
@@ -52,11 +51,12 @@ def tap_features(
     Returns:
         (N, F) float32, on the CPU.
     """
-    pools = pools_of(teacher.names)
+    pools = [name for name in teacher.names if name.startswith("pool")]
     rows = []
     for start in range(0, len(pixels), batch):
         taps = teacher(to_image(pixels[start : start + batch].to(device)), pools)
-        rows.append(features_of(taps).cpu())
+        vectors = [functional.adaptive_avg_pool2d(t.float(), 2).flatten(1) for t in taps.values()]
+        rows.append(torch.cat([functional.normalize(v, dim=1) for v in vectors], dim=1).cpu())
         report(min(start + batch, len(pixels)))
     return torch.cat(rows).clone()
 

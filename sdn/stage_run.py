@@ -15,7 +15,6 @@ from sdn.data.dataset import open_dataset
 from sdn.data.loader import batches
 from sdn.data.plan import Plan
 from sdn.data.reading import ShardReader
-from sdn.matcher import MATCHER, open_matcher
 from sdn.ranks import ALONE, Rank
 from sdn.running import Work
 from sdn.sampling import ENCODER, open_student, save_synthesizer
@@ -54,7 +53,7 @@ class StageInputs:
     teacher: Path
     """`teacher.pt` and `tap-means.json`."""
     captions: Path
-    """`captions.safetensors`, and `matcher.safetensors` where it was fitted."""
+    """`captions.safetensors`."""
     start: Path | None = None
     """Model folder whose student the stage starts from; None starts from initial weights."""
 
@@ -117,11 +116,6 @@ def new_student(config: RunConfig) -> Student:
     )
 
 
-def asks_matcher(stage: StageConfig) -> bool:
-    """Whether the stage needs the matcher of the caption encoder."""
-    return isinstance(stage, AdversarialConfig) and stage.matching > 0
-
-
 def new_trainer(
     name: StageName, student: Student, teacher: Teacher, stage: StageConfig, **more: Any
 ) -> Trainer:
@@ -157,7 +151,6 @@ def open_stage(
     if student is None:
         student = new_student(config) if inputs.start is None else open_student(inputs.start)
     precision = stage.precision if resume is None else resume.precision
-    more = {"matcher": open_matcher(inputs.captions / MATCHER)} if asks_matcher(stage) else {}
     trainer = new_trainer(
         name,
         student.to(rank.device),
@@ -167,7 +160,6 @@ def open_stage(
         tap_means=json.loads((inputs.teacher / TAP_MEANS).read_text()),
         precision=rank.agree(choose_precision(precision, rank.device)),
         rank=rank,
-        **more,
     )
     if resume is not None:
         trainer.restore(resume)

@@ -58,12 +58,6 @@ class RunConfig:
             f"stage_three.diversity ({self.stage_three.diversity}) needs student.noise > 0, for "
             "without noise a caption has one image; set both, or stage_three.diversity=0",
         )
-        require(
-            self.stage_three.matching == 0 or self.captions.encoder == "char-cnn-rnn",
-            f"stage_three.matching ({self.stage_three.matching}) needs an encoder that is fitted "
-            f"against the teacher, captions.encoder={self.captions.encoder} is not: take "
-            "char-cnn-rnn, or stage_three.matching=0",
-        )
         third = ("stage_three",) if self.stage_three.epochs else ()
         for stage in ("stage_one", "stage_two", *third):
             batch = getattr(self, stage).global_batch

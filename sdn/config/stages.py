@@ -145,9 +145,6 @@ class AdversarialConfig(StageConfig):
     """Weight of what the critics say, beside the distances (`weights`)."""
     diversity: float = 0.0
     """Weight of the term that keeps two images of one caption apart; costs a second synthesis."""
-    matching: float = 0.0
-    """Weight of the term that asks whether the teacher's features of an image tell its caption from
-    the batch's others (`sdn.matcher`); needs a caption encoder that is fitted."""
     augment: Literal["none", "differentiable"] = "none"
     """Whether critics, and with them the distances, see images with other colours, moved, and with
     a hole, so that few images do not become known by heart."""
@@ -170,7 +167,7 @@ class AdversarialConfig(StageConfig):
         )
         require(self.critic_width > 0, "stage_three.critic_width must be > 0")
         require(0 < self.critic_rate < 1, "stage_three.critic_rate must be in (0, 1)")
-        for name in ("adversary", "diversity", "matching"):
+        for name in ("adversary", "diversity"):
             value = getattr(self, name)
             require(
                 0 <= value < math.inf, f"stage_three.{name} must be >= 0 and finite, not {value}"

@@ -82,7 +82,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "constant rate": {f"stage_{n}.schedule": "constant" for n in STAGES},
         "random teacher": {"teacher.epochs": "0"} | (NO_WEIGHTS if teacher.weights else {}),
         **({"fitted teacher": NO_WEIGHTS} if teacher.weights else {}),
-        "sentence encoder": {"captions.encoder": "sentence", "stage_three.matching": "0"},
+        "sentence encoder": {"captions.encoder": "sentence"},
         **(
             {"text at the top": {"student.condition": "top"}}
             if student.condition == "levels"
@@ -98,7 +98,6 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         **(
             {
                 "no critics": alone,
-                "no matching": {"stage_three.matching": "0"},
                 "no noise": {"student.noise": "0", "stage_three.diversity": "0"},
                 "augmented": {"stage_three.augment": "differentiable"},
             }
@@ -108,7 +107,6 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
                 "critics with noise": third | NOISE,
                 "critics with levels": third | {"student.condition": "levels"},
                 "critics with noise and levels": third | NOISE | {"student.condition": "levels"},
-                "critics with matching": third | {"stage_three.matching": "8"},
                 "critics with augmentation": third | {"stage_three.augment": "differentiable"},
             }
         ),

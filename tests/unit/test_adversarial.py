@@ -9,20 +9,11 @@ import pytest
 import torch
 from test_training import assert_same, batch_of, config_of, embed, make_inputs
 
-from sdn.adversarial import AdversarialTrainer, mismatched
+from sdn.adversarial import AdversarialTrainer
 from sdn.checking import check_config
 from sdn.config import AdversarialConfig, StudentConfig, from_dict, to_dict, with_overrides
-from sdn.matcher import Matcher, feature_count
 from sdn.ranks import Rank
-from sdn.stage_run import (
-    TAP_MEANS,
-    TEACHER,
-    asks_matcher,
-    new_student,
-    run_stage,
-    stage_plan,
-    steps_of,
-)
+from sdn.stage_run import TAP_MEANS, TEACHER, new_student, run_stage, stage_plan, steps_of
 from sdn.teacher import open_teacher
 
 
@@ -43,22 +34,12 @@ def third_config(width=1.0, **changes):
     )
 
 
-def drawn_matcher(blocks):
-    """One of random weights, which has an opinion all the same."""
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        matcher = Matcher(feature_count(blocks), 8)
-    return matcher.requires_grad_(requires_grad=False)
-
-
 def trainer_of(inputs, **changes):
-    config, teacher = third_config(**changes), open_teacher(inputs.teacher / TEACHER)
-    more = {"matcher": drawn_matcher(teacher.blocks)} if asks_matcher(config.stage_three) else {}
+    config = third_config(**changes)
     return AdversarialTrainer(
         new_student(config),
-        teacher,
+        open_teacher(inputs.teacher / TEACHER),
         config.stage_three,
-        **more,
         steps=10,
         tap_means=json.loads((inputs.teacher / TAP_MEANS).read_text()),
         precision="float32",
@@ -75,11 +56,10 @@ def step(trainer, number=0, count=3):
     [
         ({}, set()),
         ({"diversity": 0.5}, {"diversity"}),
-        ({"matching": 0.5}, {"matching"}),
         ({"augment": "differentiable"}, set()),
         ({"width": 0.5}, set()),
     ],
-    ids=["plain", "diversity", "matching", "augment", "narrow"],
+    ids=["plain", "diversity", "augment", "narrow"],
 )
 def test_both_sides_move(inputs, changes, more):
     """Each step changes student and critics, never the teacher; its terms are named and finite."""
@@ -141,23 +121,23 @@ def test_a_critic_sees_another_caption(inputs):
     text = texts[[0, 1, 0, 2, 1]]
     text[2] *= 1 + 1e-6  # as on a GPU, where it depends on the captions beside it
 
-    def other_of(step, rows):
+    def mismatched(step, rows):
         given = tuple(captions[row] for row in rows)
         batch = dataclasses.replace(batch_of(step, len(rows)), captions=given)
-        return mismatched(*trainer._told(batch, text[rows]))
+        return trainer._mismatched(batch, text[rows])
 
     def near(one, other):
         return torch.allclose(one, other, rtol=1e-5)
 
     orders = set()
     for number in range(9):
-        found = other_of(number, [0, 1, 2, 3, 4])
+        found = mismatched(number, [0, 1, 2, 3, 4])
         for row in range(5):
             assert not near(found[row], text[row])
             assert any(torch.equal(found[row], known) for known in text)
         orders.add(near(found[0], text[1]))
     assert orders == {True, False}  # each follows the first in some step
-    assert other_of(0, [0, 2]) is None
+    assert mismatched(0, [0, 2]) is None
 
 
 class Heard:
@@ -177,7 +157,7 @@ def test_ranks_see_the_other_captions_that_one_rank_sees(inputs, shares):
     text = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     trainer = trainer_of(inputs, global_batch=6)
 
-    def other_of(number, rows, words):
+    def mismatched(number, rows, words):
         kept = list(rows) or [0]  # a rank without a sample keeps the others company
         batch = dataclasses.replace(
             batch_of(number, len(kept)),
@@ -185,21 +165,21 @@ def test_ranks_see_the_other_captions_that_one_rank_sees(inputs, shares):
             keys=tuple(f"key-{row}" for row in rows),
         )
         trainer._rank = Rank(together=words.together)
-        return mismatched(*trainer._told(batch, text[kept]))
+        return trainer._mismatched(batch, text[kept])
 
     for number in range(3):
-        whole = other_of(number, range(6), Heard())
+        whole = mismatched(number, range(6), Heard())
         ranks = [Heard(), Heard()]
         for rows, words in zip(shares, ranks, strict=True):
-            other_of(number, rows, words)
+            mismatched(number, rows, words)
         for rows in filter(None, shares):
-            found = other_of(number, rows, Heard(*(words.said for words in ranks)))
+            found = mismatched(number, rows, Heard(*(words.said for words in ranks)))
             assert torch.equal(found, whole[list(rows)])
 
 
 def test_it_goes_on_where_it_was(inputs):
     """From a checkpoint in the middle to the same bits, the critics' too."""
-    changes = {"augment": "differentiable", "diversity": 0.1, "matching": 1.0}
+    changes = {"augment": "differentiable", "diversity": 0.1}
     whole, first = trainer_of(inputs, **changes), trainer_of(inputs, **changes)
     for number in range(6):
         step(whole, number)
@@ -242,7 +222,6 @@ def test_it_survives_json():
         ({"critics": {}, "adversary": 0.0}, "at least one"),
         ({"critic_rate": 0.0}, "critic_rate"),
         ({"diversity": -1.0}, "diversity must be >= 0"),
-        ({"matching": -1.0}, "matching must be >= 0"),
         ({"global_batch": 1}, "global_batch must be >= 2"),
         ({"compile": "on"}, "never compiled"),
     ],
@@ -258,14 +237,6 @@ def test_diversity_needs_noise():
     config = third_config(diversity=1.0)
     with pytest.raises(ValueError, match=r"1\.0.*needs student\.noise.*stage_three\.diversity=0"):
         dataclasses.replace(config, student=StudentConfig())
-
-
-def test_matching_needs_an_encoder_that_is_fitted():
-    """The sentence encoder has met no image."""
-    config = third_config(matching=1.0)
-    sentence = dataclasses.replace(config.captions, encoder="sentence")
-    with pytest.raises(ValueError, match=r"matching \(1\.0\) needs .*captions\.encoder=sentence"):
-        dataclasses.replace(config, captions=sentence)
 
 
 def test_a_critic_of_no_tap_is_refused_before_anything_is_trained():

@@ -107,7 +107,6 @@ def test_stage_three_goes_on_from_stage_two(folder, tmp_path, monkeypatch):
     (tmp_path / "pictures").symlink_to(folder / "pictures")
     monkeypatch.setitem(SMALL, "stage_three.epochs", 2)
     monkeypatch.setitem(SMALL, "stage_three.global_batch", 8)
-    monkeypatch.setitem(SMALL, "stage_three.matching", 1.0)
     run("stage-three", tmp_path)
     two, three = (open_student(work / step).state_dict() for step in ("stage-two", "stage-three"))
     assert not all(torch.equal(two[name], three[name]) for name in two)
