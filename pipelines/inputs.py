@@ -19,7 +19,7 @@ def check_inputs(run: Run) -> None:
         ValueError: there are no images where they should be, or a weight file is not what the
             config says.
         FileNotFoundError: no such weight file.
-        StoreError: the place of the images cannot be reached.
+        OSError: the place of the images cannot be reached.
     """
     check_source(run.config.data, run.settings)
     teacher, scores = run.config.teacher, run.config.evaluation

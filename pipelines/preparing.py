@@ -121,7 +121,7 @@ def check_source(config: DataConfig, settings: Settings) -> None:
 
     Raises:
         ValueError: no place is named, or one that the source does not need; nothing lies there.
-        StoreError: the place cannot be reached.
+        OSError: the place cannot be reached.
     """
     if config.source == "openmoji":
         if config.path is not None:

@@ -166,6 +166,14 @@ class S3Files:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
+    def holds_files(self) -> bool:
+        """As in `Files`; hidden names count, too, for the first page alone is read."""
+        ask = partial(
+            self._client_for(_PROBING).list_objects_v2, Bucket=self._bucket, Prefix=self.key("")
+        )
+        found = self._try("listed", ask, tries=_PROBES, seconds=_PROBE_S)
+        return any(not one["Key"].endswith("/") for one in found.get("Contents", ()))
+
     def exists(self, name: str) -> bool:
         """As in `Files`."""
         try:

@@ -30,9 +30,9 @@ def open_run(
         fields: the others, see `pipelines.flows.form.KEYS`.
 
     Raises:
-        ValueError, FileNotFoundError: a combination that cannot work, or no images or weights
-            where they should be; it is the first artifact, too.
-        StoreError: the store or the place of the images cannot be used.
+        ValueError, OSError: a combination that cannot work, or no images or weights where they
+            should be; it is the first artifact, too.
+        StoreError: the store cannot be used.
     """
     asked = {"recipe": recipe, "store": store, "weights_from": weights_from, "changes": changes}
     with refused(asked | fields):
@@ -55,7 +55,7 @@ def refused(asked: dict[str, Any]) -> Iterator[None]:
     """What is wrong with what was asked for is shown in place of the config."""
     try:
         yield
-    except (ValueError, RuntimeError, FileNotFoundError) as error:  # of a store or registry, too
+    except (ValueError, RuntimeError, OSError) as error:  # of a store or registry, too
         show_refusal(asked, str(error))
         raise
 

@@ -48,6 +48,9 @@ class Files(Protocol):
         making left out; in no order to rely on, and without holding the whole listing.
         """
 
+    def holds_files(self) -> bool:
+        """Whether anything lies there; a server that is away is not waited for long."""
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
 
@@ -115,6 +118,10 @@ class LocalFolder:
                     about = path.stat()
                     relative = path.relative_to(self.path).as_posix()
                     yield FileInfo(relative, about.st_size, str(about.st_mtime_ns))
+
+    def holds_files(self) -> bool:
+        """As in `Files`."""
+        return next(self.walk(), None) is not None
 
     def exists(self, name: str) -> bool:
         """As in `Files`."""

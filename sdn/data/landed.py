@@ -39,6 +39,10 @@ class LandedFiles:
         """As in `Files`."""
         return (info for info in self._shown if not below or info.name.startswith(f"{below}/"))
 
+    def holds_files(self) -> bool:
+        """As in `Files`."""
+        return next(self.walk(), None) is not None
+
     def exists(self, name: str) -> bool:
         """As in `Files`."""
         return self._files.exists(name)

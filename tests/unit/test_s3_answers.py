@@ -31,6 +31,25 @@ def files(monkeypatch):
         found.close()
 
 
+def test_whether_anything_lies_there(files):
+    """Names of other prefixes do not count, nor does what marks a folder."""
+    assert files.holds_files()
+    files.client.put_object(Bucket="data", Key="set-2/x", Body=b"")
+    files.client.put_object(Bucket="data", Key="empty/", Body=b"")
+    assert S3Files("s3://data").holds_files()
+    for prefix in ("set-", "empty", "nowhere"):
+        assert not S3Files(f"s3://data/{prefix}").holds_files()
+
+
+def test_nobody_waits_to_learn_that_a_server_is_away(monkeypatch):
+    """A few tries; the address is named."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    place = S3Files("s3://data/set", endpoint="http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"s3://data/set cannot be listed.*127\.0\.0\.1:9 answers"):
+        place.holds_files()
+
+
 def refusal(code, status):
     about = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(about, "GetObject")

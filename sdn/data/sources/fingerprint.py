@@ -43,12 +43,13 @@ def fingerprint(config: DataConfig, files: Files | None) -> str:
 
 
 def require_files(files: Files) -> None:
-    """Refuse a place with no file in it; no more than the beginning of its listing is read.
+    """Refuse a place with no file in it, before anything waits for it.
 
     Raises:
         ValueError: nothing lies there.
+        OSError: it cannot be reached.
     """
-    if next(files.walk(), None) is None:
+    if not files.holds_files():
         raise _nothing_in(files)
 
 
