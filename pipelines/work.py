@@ -73,11 +73,9 @@ def teacher(run: Run, data: Done) -> Job:
     config = run.config.teacher
     inputs = {"data": data.result["manifest"]}
     if config.weights is not None and "://" not in config.weights:
-        from sdn.teacher import file_digest
+        from sdn.teacher import fetch_weights, file_digest
 
-        path = Path(config.weights).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"teacher.weights: no file {path}")
+        path = fetch_weights(config.weights, config.sha256, "teacher.weights")
         inputs["weights"] = file_digest(path)
     stage = Stage(name="teacher", config=to_dict(config), inputs=inputs)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_teacher import torchvision_tensors, write
 from typer.testing import CliRunner
 
 from pipelines.cli import app
@@ -9,9 +10,6 @@ from pipelines.inputs import check_inputs
 from pipelines.run import RunSpec
 from sdn.features.inception import Inception
 from sdn.teacher import file_digest
-
-# Numbers of VGG11's convolutions among torchvision's layers, and their channels.
-VGG11 = ((0, 64), (3, 128), (6, 256), (8, 256), (11, 512), (13, 512), (16, 512), (18, 512))
 
 
 @pytest.fixture
@@ -26,14 +24,7 @@ def photos(tmp_path):
 @pytest.fixture
 def weights(tmp_path):
     """A VGG11 of an eighth of the width in torchvision's layout."""
-    state, before = {}, 3
-    for number, channels in VGG11:
-        state[f"features.{number}.weight"] = torch.zeros(channels // 8, before, 3, 3)
-        state[f"features.{number}.bias"] = torch.zeros(channels // 8)
-        before = channels // 8
-    path = tmp_path / "vgg11.pth"
-    torch.save(state, path)
-    return path
+    return write(tmp_path / "vgg11.pth", torchvision_tensors())
 
 
 def opened(tmp_path, *changes, recipe="folder"):

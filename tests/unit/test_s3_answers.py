@@ -14,7 +14,7 @@ from moto import mock_aws
 from urllib3.exceptions import ProtocolError
 
 from pipelines.s3 import S3Store
-from pipelines.s3_files import S3Files
+from pipelines.s3_files import S3Files, asking_again
 
 
 @pytest.fixture
@@ -42,12 +42,22 @@ def test_whether_anything_lies_there(files):
 
 
 def test_nobody_waits_to_learn_that_a_server_is_away(monkeypatch):
-    """A few tries; the address is named."""
+    """A few tries in some seconds, where others have minutes; the address is named."""
+    patience = []
+
+    def noted(**given):
+        patience.append(given)
+        return asking_again(**given)
+
+    monkeypatch.setattr("pipelines.s3_files.asking_again", noted)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     place = S3Files("s3://data/set", endpoint="http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"s3://data/set cannot be listed.*127\.0\.0\.1:9 answers"):
         place.holds_files()
+    ((tries, seconds),) = ((one["tries"], one["seconds"]) for one in patience)
+    assert tries <= 3
+    assert seconds <= 10
 
 
 def refusal(code, status):
