@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.cluster import cores
-from pipelines.evaluating import Beside, Champion, Model, network_of
+from pipelines.comparing import Beside, Champion
+from pipelines.evaluating import Model, network_of
 from pipelines.preparing import data_set
 from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage

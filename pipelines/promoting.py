@@ -12,11 +12,12 @@ from pipelines.preparing import place
 from pipelines.registry import RegistryError
 from pipelines.release import COMPARED, DECISION, champion_of, opponent_of, short_decision
 from pipelines.report import REPORT
+from pipelines.rolling_back import registered_name
 from pipelines.run import perform
 from pipelines.scoring import open_scoring, score
 from pipelines.settings import Settings
 from pipelines.store import StoreError
-from pipelines.succession import Outcome, Succession, registered_name
+from pipelines.succession import Outcome, Succession
 from pipelines.tracking import TRACKING_ERRORS, client
 from pipelines.tracking_place import shown_uri, version_page
 from sdn.data.manifest import read_versions

@@ -28,8 +28,8 @@ def rollback(
     with expected_errors():
         quiet()
         # Not through Prefect: this has to work on a day on which other things do not.
+        from pipelines.rolling_back import roll_back
         from pipelines.settings import Settings
-        from pipelines.succession import roll_back
 
         settings = Settings() if store is None else Settings(store=store)
         found = roll_back(settings, name, reason)

@@ -6,7 +6,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipelines.evaluating import SAMPLES, Champion, no_champion
+from pipelines.comparing import Champion, no_champion
+from pipelines.evaluating import SAMPLES
 from pipelines.leaving_out import never_raising
 from pipelines.registry import (
     CHALLENGER,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.evaluating import CHAMPION_SHEET, EXTREMES, SCORES, SHEET
+from pipelines.comparing import CHAMPION_SHEET
+from pipelines.evaluating import EXTREMES, SCORES, SHEET
 from pipelines.points import read_points
 from sdn.config import to_dict
 from sdn.evaluation import NOISE_APART, REAL, REAL_APART, UNTRAINED

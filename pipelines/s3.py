@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipelines.s3_files import S3Files, asking_again, make_client, upload
+from pipelines.s3_files import S3Files, make_client, upload
+from pipelines.s3_patience import asking_again
 from pipelines.store import DONE, StoreError, clear, files_below, folder_lock, read_mark, write_mark
 
 if TYPE_CHECKING:

@@ -19,13 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 from urllib.parse import urlsplit
 
+from pipelines.s3_patience import (
+    ABSENT,
+    ATTEMPTS,
+    PATIENCE_S,
+    TruncatedError,
+    advice_on,
+    asking_again,
+    code_of,
+    may_pass,
+)
 from sdn.data.files import FileInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeVar
-
-    from tenacity import RetryCallState, Retrying
 
     from pipelines.s3_cache import BlockCache
 
@@ -34,19 +42,8 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 _READ_AHEAD = 8 * _MIB
 _MULTIPART = 16 * _MIB
-_ATTEMPTS, _PROBES = 10, 3
-PATIENCE_S = 150.0
-"""How long a server may be away in mid-run, in seconds: a restart, a minute without network."""
+_PROBES = 3
 _PROBE_S = 10
-_PASSING = {"500", "502", "503", "504", "429", "InternalError", "SlowDown", "ServiceUnavailable"}
-_PASSING |= {"RequestTimeout", "RequestTimeoutException", "Throttling", "TooManyRequests"}
-"""Error codes of answers that another attempt may get past."""
-_PASSING_STATUSES = {429, 500, 502, 503, 504}
-_ABSENT = {"NoSuchKey", "404", "NotFound"}
-
-
-class TruncatedError(OSError):
-    """A body that ended before its announced length."""
 
 
 class _NoBucketError(OSError):
@@ -312,7 +309,7 @@ class S3Files:
         ask: Callable[[], T],
         name: str = "",
         *,
-        tries: int = _ATTEMPTS,
+        tries: int = ATTEMPTS,
         seconds: float = PATIENCE_S,
     ) -> T:
         """Ask, again if what went wrong may pass.
@@ -330,9 +327,11 @@ class S3Files:
             return attempts(ask)
         except (Boto3Error, BotoCoreError, ClientError, HTTPError, OSError) as error:
             place = f"{self.uri}/{name}".rstrip("/")
-            if _code(error) in _ABSENT:
+            if code_of(error) in ABSENT:
                 raise FileNotFoundError(f"there is no {place}") from error
-            raise OSError(f"{place} cannot be {done}: {_said(error, self._endpoint)}") from error
+            raise OSError(
+                f"{place} cannot be {done}: {advice_on(error, self._endpoint)}"
+            ) from error
 
 
 def _require_bucket(client: Any, bucket: str) -> None:
@@ -347,9 +346,9 @@ def _require_bucket(client: Any, bucket: str) -> None:
     try:
         client.head_bucket(Bucket=bucket)
     except ClientError as error:
-        if _code(error) in _ABSENT:
+        if code_of(error) in ABSENT:
             raise _NoBucketError(bucket) from error
-        if _passing(error):
+        if may_pass(error):
             raise
 
 
@@ -413,98 +412,3 @@ class _Ranged(io.RawIOBase):
 
 def _again(uri: str, endpoint: str | None, cache: Path | None, cache_gib: float) -> S3Files:
     return S3Files(uri, endpoint=endpoint, cache=cache, cache_gib=cache_gib)
-
-
-def _code(error: BaseException) -> str:
-    """The error code in a server's answer; "" where there was none."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        return str(response.get("Error", {}).get("Code", ""))
-    found = re.search(r"An error occurred \((\w+)\)", str(error))  # wrapped by boto3's transfers
-    return found[1] if found else ""
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether another attempt may get past this."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import (
-        ClientError,
-        ConnectionError,  # noqa: A004 (botocore's name)
-        FlexibleChecksumError,
-        HTTPClientError,
-        IncompleteReadError,
-    )
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, (ClientError, Boto3Error)):
-        status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return _code(error) in _PASSING or status in _PASSING_STATUSES
-    broken = (ConnectionError, ConnectionResetError, HTTPClientError, HTTPError, TimeoutError)
-    damaged = (FlexibleChecksumError, IncompleteReadError, TruncatedError)
-    return isinstance(error, (*broken, *damaged))
-
-
-def _away(error: BaseException) -> bool:
-    """Whether the server was not there, rather than answered in a way that may pass."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import ConnectionError, HTTPClientError  # noqa: A004 (its name)
-
-    if isinstance(error, Boto3Error) and error.__context__ is not None:  # of its transfers
-        return _away(error.__context__)
-    answer = getattr(error, "response", None) or {}  # HTTPClientError has one that is None
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    lost = (ConnectionError, ConnectionResetError, HTTPClientError, TimeoutError)
-    return isinstance(error, lost) or status in {502, 503, 504}  # of whatever stands before it
-
-
-def asking_again(*, tries: int = _ATTEMPTS, seconds: float = PATIENCE_S) -> Retrying:
-    """Calls again what fails in a way that may pass.
-
-    Args:
-        tries: of what a server answers, or damages on the way.
-        seconds: after which nothing is tried again; until then a server that is away is waited
-            for, unless they are too few to wait.
-    """
-    from tenacity import Retrying, retry_if_exception, wait_random_exponential
-
-    def enough(state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome is not None else None
-        waited_for = seconds >= PATIENCE_S and error is not None and _away(error)
-        passed = state.seconds_since_start or 0.0
-        return passed >= seconds or (state.attempt_number >= tries and not waited_for)
-
-    return Retrying(
-        retry=retry_if_exception(_passing),
-        # A single fault costs some hundredths of a second, an outage is waited for longer.
-        wait=wait_random_exponential(multiplier=0.03, max=5),
-        stop=enough,
-        reraise=True,
-    )
-
-
-_ADVICE = {
-    "NoSuchBucket": "there is no such bucket: make it, or correct its name",
-    "InvalidAccessKeyId": "the server does not know AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not belong to AWS_ACCESS_KEY_ID",
-    "AccessDenied": "these credentials may not do that there, or there is no such bucket: use "
-    "others, or have them allowed it",
-    "403": "these credentials may not do that, or the secret is wrong: check AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY",
-}
-
-
-def _said(error: BaseException, endpoint: str | None) -> str:
-    """What the server said, and what to do."""
-    from botocore.exceptions import NoCredentialsError
-
-    if isinstance(error, NoCredentialsError):
-        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    code = _code(error)
-    if code in _ADVICE:
-        return f"{_ADVICE[code]} ({code})"
-    server = endpoint or "Amazon's server"
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return (
-        f"{reason}. Check that {server} answers (SDN_S3_ENDPOINT), that the bucket exists and that "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY may use it"
-    )

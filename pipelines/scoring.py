@@ -8,9 +8,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines import evaluating, work
+from pipelines import comparing, evaluating, work
+from pipelines.comparing import Champion, no_champion
 from pipelines.digests import folder_digest
-from pipelines.evaluating import Champion, Model, no_champion
+from pipelines.evaluating import Model
 from pipelines.generation import find_model
 from pipelines.points import read_points
 from pipelines.preparing import first_letters
@@ -62,7 +63,7 @@ class Scored:
     def against(self, champion: Champion, do: Callable[[Run, Job], Done] = perform) -> Done:
         """Compared with a champion on the same captions, with the report of both."""
         run, folder = self.scoring.run, self.scoring.found.folder
-        job = evaluating.compare(run, self.inputs, self.done, folder, champion, self.parts)
+        job = comparing.compare(run, self.inputs, self.done, folder, champion, self.parts)
         return do(run, job)
 
 

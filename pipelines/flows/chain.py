@@ -10,8 +10,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from pipelines import evaluating, searching, work
-from pipelines.evaluating import Champion, Model
+from pipelines import comparing, evaluating, searching, work
+from pipelines.comparing import Champion
+from pipelines.evaluating import Model
 from pipelines.flows.notices import tell_of_decision, tell_of_letters
 from pipelines.flows.showing import (
     data_tables,
@@ -89,7 +90,7 @@ def stages_after(run: Run, tracked: Tracked, data: Done, began: float) -> dict[s
             letters=first_letters(run, data),
         )
         made = run.store.fetch(last_of(stages).folder)
-        job = evaluating.compare(run, inputs, scored, made, champion, parts)
+        job = comparing.compare(run, inputs, scored, made, champion, parts)
         return do(run, job, tracked)
 
     registered = register(run, tracked, stages, compare)

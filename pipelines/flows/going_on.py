@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from prefect.runtime import flow_run
 
-from pipelines import evaluating, newcomers, retraining
-from pipelines.evaluating import Champion, Model
+from pipelines import comparing, evaluating, newcomers, retraining
+from pipelines.comparing import Champion
+from pipelines.evaluating import Model
 from pipelines.flows.chain import describe, distilled_from, tell
 from pipelines.flows.stages import Tracked, do
 from pipelines.preparing import first_letters, place
@@ -93,7 +94,7 @@ def compare_both(
         stages=stages,
         letters=first_letters(run, stages["prepare"]),
     )
-    job = evaluating.compare(run, fixed, stages["evaluate"], model.folder, champion, parts, beside)
+    job = comparing.compare(run, fixed, stages["evaluate"], model.folder, champion, parts, beside)
     return do(run, job, tracked)
 
 

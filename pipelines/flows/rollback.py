@@ -26,10 +26,10 @@ def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, An
         store: Folder or s3://bucket/prefix with the registry. Empty: the configured one.
 
     Returns:
-        What was done; JSON values, see `pipelines.succession.roll_back`.
+        What was done; JSON values, see `pipelines.rolling_back.roll_back`.
     """
     # MLflow, which a form has no need of
-    from pipelines.succession import registered_name, roll_back
+    from pipelines.rolling_back import registered_name, roll_back
 
     settings = Settings(store=store) if store else Settings()
     with refused({"model": model, "reason": reason, "store": settings.store}):

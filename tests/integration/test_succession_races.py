@@ -20,7 +20,8 @@ from test_mlflow_outage import Server
 
 from pipelines.digests import folder_digest
 from pipelines.registry import SHA256
-from pipelines.succession import Succession, check_files
+from pipelines.rolling_back import check_files
+from pipelines.succession import Succession
 
 pytestmark = pytest.mark.timeout(900)
 SDN = str(Path(sys.executable).with_name("sdn"))

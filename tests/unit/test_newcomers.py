@@ -8,7 +8,8 @@ import pytest
 from evaluated import config_of, make_inputs, make_places
 from tiny_data import append, record, records
 
-from pipelines.evaluating import Champion, Model, no_champion
+from pipelines.comparing import Champion, no_champion
+from pipelines.evaluating import Model
 from pipelines.newcomers import compare_on_new
 from pipelines.run import Done, RunSpec
 from sdn.data.dataset import open_dataset

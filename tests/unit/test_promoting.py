@@ -19,10 +19,11 @@ from pipelines.generation import FoundModel
 from pipelines.promoting import open_promotion, promote
 from pipelines.registry import MANIFEST, DamagedModelError, RegistryError
 from pipelines.release import COMPARED, DECISION
+from pipelines.rolling_back import roll_back
 from pipelines.run import Done
 from pipelines.settings import Settings
 from pipelines.store import StoreError
-from pipelines.succession import FORCED, ROLLED_BACK, Succession, roll_back
+from pipelines.succession import FORCED, ROLLED_BACK, Succession
 from sdn.config import DataConfig
 from sdn.data.files import LocalFolder
 from sdn.data.manifest import read_versions

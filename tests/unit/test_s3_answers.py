@@ -14,7 +14,8 @@ from moto import mock_aws
 from urllib3.exceptions import ProtocolError
 
 from pipelines.s3 import S3Store
-from pipelines.s3_files import S3Files, asking_again
+from pipelines.s3_files import S3Files
+from pipelines.s3_patience import asking_again
 
 
 @pytest.fixture

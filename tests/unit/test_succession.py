@@ -14,11 +14,12 @@ from mlflow.exceptions import MlflowException
 from registered_versions import aliases, registered
 from typer.testing import CliRunner
 
-from pipelines import succession as module
+from pipelines import rolling_back as module
 from pipelines.cli import app
 from pipelines.registry import SHA256, DamagedModelError, RegistryError
+from pipelines.rolling_back import check_files, roll_back
 from pipelines.settings import Settings
-from pipelines.succession import ROLLED_BACK, Succession, check_files, roll_back
+from pipelines.succession import ROLLED_BACK, Succession
 
 NUMBERS = itertools.count()
 
