@@ -207,7 +207,7 @@ class AdversarialTrainer(Trainer):
     def _alike(self, batch: Batch, text: Tensor, code: Tensor, made: Tensor) -> Tensor:
         """How much alike two images of a caption are, for the distance of their noise.
 
-        Formula: mean |z1 - z2| / mean |S(t, z1) - S(t, z2)|
+        Formula: mean |z1 - z2| / (mean |S(t, z1) - S(t, z2)| + 1e-3)
         Source: Mao et al. 2019, arXiv:1903.05628.
         """
         other = self.coded(batch, text, of="other/")

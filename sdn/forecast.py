@@ -75,16 +75,15 @@ def measure(
         step, network, beside, average, precision = _step(config, stage, batch, device)
         began = clock()
         step()  # warms up
+        _wait(device)
         first = clock() - began
         if clock() + first < until or batch == 1:
             break
         batch = max(1, batch // 4)  # too slow for a second step of this size
     count, began = 0, clock()
-    while count < 3 or (clock() < until and count < 50):
+    while count == 0 or (clock() < until and count < 50):
         step()
         count += 1
-        if clock() > until:
-            break
     _wait(device)
     rate = count * batch / max(clock() - began, 1e-9)
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)

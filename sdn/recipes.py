@@ -25,8 +25,8 @@ C = TypeVar("C")
 
 def openmoji() -> RunConfig:
     """The embedded data at 64 px, a quarter-width VGG19 fitted on them: 8 to 32 min on 2 cores."""
-    # Departs from the paper in batch, rate, schedule, average and weights, for two cores and
-    # minutes: DECISIONS.md, "the embedded recipe", has what was tried.
+    # Departs from the paper in batch, rate, beta2, schedule, average and weights, for two cores
+    # and minutes: DECISIONS.md, "the embedded recipe", has what was tried.
     weights = LossWeights(image=20, conv1=1, conv2=1, conv3=1, conv4=0.3, conv5=0.3)
     stage = StageConfig(
         global_batch=16,
@@ -145,7 +145,7 @@ def flowers() -> RunConfig:
 
 def cub64() -> RunConfig:
     """CUB-200-2011 at 64 px, cut about the bird, otherwise as cub."""
-    # Departs from the paper, which has 224 px and whole photos: a twelfth of the time.
+    # Departs from the paper, which has 224 px and whole photos: a tenth of the time.
     base = cub()
     return dataclasses.replace(
         base, name="cub64", data=_replace(base.data, resolution=64, fit="box")
@@ -154,7 +154,7 @@ def cub64() -> RunConfig:
 
 def flowers64() -> RunConfig:
     """Oxford-102 flowers at 64 px (`--set data.path=FOLDER`), otherwise as flowers."""
-    # Departs from the paper, which has 224 px: a twelfth of the time.
+    # Departs from the paper, which has 224 px: a tenth of the time.
     base = flowers()
     return dataclasses.replace(base, name="flowers64", data=_replace(base.data, resolution=64))
 

@@ -48,10 +48,10 @@ class Student(nn.Module):
         seed: int = 0,
     ) -> None:
         """Args:
-        blocks: the teacher's.
+        blocks: the teacher's, or as those with fewer channels (`student.width` below 1).
         resolution: height and width of the image; divisible by 2 ** len(blocks).
         text_dim: D.
-        width: factor on the hidden linear layers, the teacher's.
+        width: factor on the hidden linear layers: the teacher's times the student's own.
         noise: random numbers beside the text embedding, N.
         condition: where the text enters, see `sdn.config.StudentConfig`.
         leak: factor on what is below 0, in [0, 1); 0 is the ReLU.

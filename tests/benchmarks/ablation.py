@@ -1,6 +1,6 @@
 """What each part of the method gives: the same run with one thing changed, scored alike.
 
-    python tests/benchmarks/ablation.py --store RUNS [--recipe openmoji] [--arms full,pixels]
+    python tests/benchmarks/ablation.py --store RUNS [--recipe openmoji] [--arms "full,pixels only"]
         [--seeds 0,1,2] [--set KEY=VALUE]... [--page FOLDER] [--real]
 
 Each arm is `sdn run` with changes, in one store, so that what arms share is made once; take one of
@@ -238,23 +238,24 @@ def main() -> None:
     given.store.mkdir(parents=True, exist_ok=True)
     lines = kept.read_text().splitlines() if kept.exists() else []
     done = {_key(one): one for one in map(json.loads, lines)}
-    found = []
+    found, planned = [], []
     for seed in given.seeds.split(","):
         for name in wanted:
             # No search: its values would differ from arm to arm.
             changes = {"search.trials": "0"} | common | every[name]
             changes |= {f"stage_{n}.seed": seed for n in STAGES}
-            # What cannot work is refused here, before anything is trained.
+            # What cannot work is refused here, before any arm is trained.
             resolved = with_overrides(recipe(given.recipe), changes)
             check_config(resolved)
-            whole = to_dict(resolved)
-            one = done.get(_key({"arm": name, "config": whole}))
-            if one is None:
-                one = run(name, given.store, changes, given.recipe) | {"config": whole}
-                with kept.open("a") as file:
-                    file.write(json.dumps(one) + "\n")
-                print("\n".join(told([one])), flush=True)
-            found.append(one)
+            planned.append((name, changes, to_dict(resolved)))
+    for name, changes, whole in planned:
+        one = done.get(_key({"arm": name, "config": whole}))
+        if one is None:
+            one = run(name, given.store, changes, given.recipe) | {"config": whole}
+            with kept.open("a") as file:
+                file.write(json.dumps(one) + "\n")
+            print("\n".join(told([one])), flush=True)
+        found.append(one)
     print("\n".join(told(found)))
     if given.page is not None:
         given.page.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/activity.py --data FOLDER --model FOLDER [--model FOLDER]...
 
-For each tap but the image, over 96 test captions: the share of its channels that are 0 everywhere
-for all of them, and of its values that are not.
+For each tap but the image, over 96 test captions: the share of its channels that are nowhere above
+0 for any of them, and of its values that are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CAPTIONS = 96
 
 
 def activity(model: Path, captions: list[str]) -> dict[str, tuple[float, float]]:
-    """Tap -> (share of channels that are always 0, share of values above 0), both 0..1."""
+    """Tap -> (share of channels never above 0, share of values above 0), both 0..1."""
     synthesizer = open_synthesizer(model)
     student = synthesizer.student
     with torch.no_grad():
