@@ -37,7 +37,8 @@ def store(tmp_path_factory):
 
 def test_a_killed_flow_leaves_its_training_and_the_next_one_attaches(cluster, store, tmp_path):
     """SIGKILL of the flow: the job goes on; the same command follows it to its end, no second."""
-    order = training_place.order_of(store, "attached-1", epochs=30)
+    # Long enough that it still runs when the second flow, a new process, looks at it.
+    order = training_place.order_of(store, "attached-1", epochs=120)
     first = Flow(order, cluster, tmp_path)
     first.wait("step")
     first.process.kill()
@@ -47,7 +48,7 @@ def test_a_killed_flow_leaves_its_training_and_the_next_one_attaches(cluster, st
     second = Flow(order, cluster, tmp_path)
     (done,) = second.wait("done")
     second.process.wait(30)
-    assert done["step"] == 30 * 15
+    assert done["step"] == 120 * 15
     assert "runs already and is followed" in second.log.read_text()
     assert len(attempts_of(LocalFolder(store / "training" / order.name))) == 1
     assert [job.submission_id for job in client.list_jobs()].count(order.name) == 1
