@@ -73,8 +73,8 @@ class CaptionConfig:
     """Characters read of a caption; longer ones are cut in training and refused in generation."""
     loss: Literal["joint-embedding", "contrastive"] = "joint-embedding"
     """Reed's structured joint embedding hinge, or the softmax over the batch in its place."""
-    # Departs from the paper where one of the next three is set: RESULTS.md's recipes are fitted on
-    # few captions, which often differ in one word.
+    # Departs from the paper where one of the next three is set: captions of which many differ in
+    # one word, and few of those are there to learn from.
     loudest: bool = False
     """Whether the char-CNN-RNN's last layer reads the maximum over time, too (`sdn.captions`)."""
     siblings: int = 1
