@@ -29,6 +29,14 @@ def texts_of(step, count=3):
     return torch.randn(count, 8, generator=torch.Generator().manual_seed(step))
 
 
+def clamped(image):
+    """In range, with no gradient from out of it but from far out where that leads back."""
+    found = image + (image.clamp(-1, 1) - image).detach()
+    far, inside = (image.detach().abs() >= 1.25), (image.detach().abs() <= 1)
+    found.register_hook(lambda g: g * (inside | (far & (image.detach() * g > 0))))
+    return found
+
+
 def literal_step(trainer, batch, text, other):
     """Terms of one step of a copy of a trainer, and the gradient of its student.
 
@@ -36,7 +44,7 @@ def literal_step(trainer, batch, text, other):
     """
     config, critics, teacher = trainer.config, trainer.critics, trainer.teacher
     code = trainer.coded(batch, text)
-    made = trainer.student(code)["image"]
+    made = clamped(trainer.student(code)["image"])
     seen = [trainer._changed(batch, one) for one in (to_image(batch.pixels), made)]
     with torch.no_grad():
         real = teacher(seen[0])
@@ -75,7 +83,7 @@ def literal_step(trainer, batch, text, other):
     )
     if config.diversity:
         second = trainer.coded(batch, text, of="other/")
-        images = trainer.student(second)["image"]
+        images = clamped(trainer.student(second)["image"])
         noise = (code - second)[:, 8:].abs().mean(1)
         terms["diversity"] = (
             config.diversity * (noise / ((made - images).abs().mean((1, 2, 3)) + 1e-3)).mean()
