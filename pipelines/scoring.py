@@ -122,7 +122,7 @@ def score(scoring: Scoring, do: Callable[[Run, Job], Done] = perform) -> Scored:
         StoreError: the model's data or teacher are not in the store.
     """
     run, found = scoring.run, scoring.found
-    inputs = _inputs(run, found)
+    inputs = inputs_of(run, found)
     data, taught, encoder = (inputs[role] for role in ("data", "teacher", "captions"))
     inputs["reference"] = do(run, evaluating.reference(run, data, taught))
     inputs["judge"] = do(run, evaluating.judge(run, data, inputs["reference"]))
@@ -157,7 +157,7 @@ def beside_champion(scoring: Scoring, do: Callable[[Run, Job], Done] = perform) 
     }
 
 
-def _inputs(run: Run, found: FoundModel) -> dict[str, Done]:
+def inputs_of(run: Run, found: FoundModel) -> dict[str, Done]:
     """Data, teacher and caption encoder of a model; a retrained one has those of its ancestors."""
     if found.version:
         title, uri = found.title, f"models:/{found.name}/{found.version}"

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sdn.augmenting import augmented, change_of
 from sdn.captions import normalise
+from sdn.clamping import clamped
 from sdn.critics import Critics, hinge
 from sdn.data.images import to_image
 from sdn.losses import tap_losses, wanted_taps
 from sdn.ranks import ALONE, Rank
-from sdn.shown import shown
 from sdn.trainer import Trainer, rate_at, step_names
 from sdn.training import copied
 
@@ -45,7 +45,7 @@ class AdversarialTrainer(Trainer):
     + hinge(D_l(T_l(x), t'), false) / 2, the last left out where a global batch has one caption.
     Loss of the student: sum over l of w_l * d(T_l(x), T_l(S(t, z))), the terms of stage two, and
     -a * D_l(T_l(S(t, z)), t), each critic by its weight, and with `diversity` what `_alike` says.
-    S(t, z) is clamped, see `sdn.shown`.
+    S(t, z) is clamped, see `sdn.clamping`.
     Source: Sauer et al. 2021, arXiv:2111.01007 (critics on a frozen network's features); Reed et
     al. 2016, arXiv:1605.05396 (mismatched captions).
     """
@@ -118,7 +118,7 @@ class AdversarialTrainer(Trainer):
         image = image.contiguous(memory_format=torch.channels_last)
         code = self.coded(batch, text)
         with self._precise():
-            made = shown(self.forward(code, ("image",))["image"])
+            made = clamped(self.forward(code, ("image",))["image"])
             seen = self._changed(batch, made)
             with torch.no_grad():
                 real = self.teacher(self._changed(batch, image), self._read)
@@ -214,7 +214,7 @@ class AdversarialTrainer(Trainer):
         """
         other = self.coded(batch, text, of="other/")
         with self._precise():
-            image = shown(self.student(other, ("image",))["image"])
+            image = clamped(self.student(other, ("image",))["image"])
         apart = (code - other).abs().sum(1) / self.student.noise
         distance = (image - made).abs().mean((1, 2, 3))
         found: Tensor = (apart / (distance + _LEAST_DISTANCE)).mean()

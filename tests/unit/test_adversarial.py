@@ -27,7 +27,6 @@ def third_config(width=1.0, **changes):
     """A run whose stage three has noise and two critics."""
     values = {"epochs": 2.0, "global_batch": 4, "rate": 1e-3, "precision": "float32"}
     values |= {"critics": {"pool2": 1.0, "pool4": 1.0}, "critic_width": 8, "checkpoint_images": 8}
-    values["clip"] = None
     return dataclasses.replace(
         config_of(),
         student=StudentConfig(init="he", noise=3, width=width),

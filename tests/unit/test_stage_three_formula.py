@@ -32,19 +32,31 @@ def texts_of(step, count=3):
 def clamped(image):
     """In range, with no gradient from out of it but from far out where that leads back."""
     found = image + (image.clamp(-1, 1) - image).detach()
-    far, inside = (image.detach().abs() >= 1.25), (image.detach().abs() <= 1)
-    found.register_hook(lambda g: g * (inside | (far & (image.detach() * g > 0))))
-    return found
+    size = image.detach().abs()
+    kinds = set()
+
+    def led_back(gradient):
+        back = image.detach() * gradient > 0
+        near, far = (size > 1) & (size < 1.25), size >= 1.25
+        kinds.update(
+            name
+            for name, where in (("near", near), ("back", far & back), ("out", far & ~back))
+            if where.any()
+        )
+        return gradient * ((size <= 1) | (far & back))
+
+    found.register_hook(led_back)
+    return found, kinds
 
 
 def literal_step(trainer, batch, text, other):
-    """Terms of one step of a copy of a trainer, and the gradient of its student.
+    """Terms of one step of a copy of a trainer, the student's gradient, and what was out of range.
 
     Spectral norm moves with each pass, so passes are made as they are in training.
     """
     config, critics, teacher = trainer.config, trainer.critics, trainer.teacher
     code = trainer.coded(batch, text)
-    made = clamped(trainer.student(code)["image"])
+    made, kinds = clamped(trainer.student(code)["image"])
     seen = [trainer._changed(batch, one) for one in (to_image(batch.pixels), made)]
     with torch.no_grad():
         real = teacher(seen[0])
@@ -83,14 +95,14 @@ def literal_step(trainer, batch, text, other):
     )
     if config.diversity:
         second = trainer.coded(batch, text, of="other/")
-        images = clamped(trainer.student(second)["image"])
+        images, _ = clamped(trainer.student(second)["image"])
         noise = (code - second)[:, 8:].abs().mean(1)
         terms["diversity"] = (
             config.diversity * (noise / ((made - images).abs().mean((1, 2, 3)) + 1e-3)).mean()
         )
     student = [*trainer.student.parameters()]
     total = sum(term for name, term in terms.items() if name != "critics")
-    return terms, torch.autograd.grad(total, student)
+    return terms, torch.autograd.grad(total, student), kinds
 
 
 @pytest.mark.parametrize("changes", TERMS.values(), ids=list(TERMS))
@@ -105,13 +117,15 @@ def test_terms_and_gradient_are_those_of_the_formula(inputs, changes, monkeypatc
 
     monkeypatch.setattr(AdversarialTrainer, "_mismatched", noted)
     trainer = trainer_of(inputs, adversary=ADVERSARY, critics=CRITICS, **changes)
+    trainer.student.convs["image"].weight.data.mul_(3)  # values out of range, near and far
     for step in range(3):
         batch, text = batch_of(step), texts_of(step)
         if step == 2:
             batch = dataclasses.replace(batch, captions=("the same",) * 3)
         before = copy.deepcopy(trainer)
         terms, _ = trainer.advance(batch, text, 3)
-        expected, gradient = literal_step(before, batch, text, others[-1])
+        expected, gradient, kinds = literal_step(before, batch, text, others[-1])
+        assert kinds == {"near", "back", "out"}
         assert terms.keys() == expected.keys()
         assert (others[-1] is None) == (step == 2)
         for name, value in expected.items():

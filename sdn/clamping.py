@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 MARGIN = 0.25
-"""How far out of range an image may stay: what lies further out is drawn back."""
+"""How far out of range an image may lie: what lies further out is drawn back to there."""
 
 
-class _Shown(torch.autograd.Function):
+class _Clamped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor) -> Tensor:
         ctx.save_for_backward(image)
@@ -33,11 +33,12 @@ class _Shown(torch.autograd.Function):
         return found
 
 
-def shown(image: Tensor) -> Tensor:
+def clamped(image: Tensor) -> Tensor:
     """An image clamped to what pixels can show.
 
-    Its gradient is 0 where it is out of range, but for what leads back from further out than
-    `MARGIN`: an image that is white all over could never learn otherwise.
+    Formula: clamp(x, -1, 1), whose gradient g at |x| > 1 is g where |x| >= 1 + MARGIN and a step
+    against g leads back, and 0 elsewhere; g is that of all losses together. So a value between 1
+    and 1 + MARGIN learns through the weights that it shares with others alone.
 
     Args:
         image: (B, 3, H, W), nominally in [-1, 1].
@@ -45,5 +46,5 @@ def shown(image: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) in [-1, 1].
     """
-    found: Tensor = _Shown.apply(image)  # type: ignore[no-untyped-call]
+    found: Tensor = _Clamped.apply(image)  # type: ignore[no-untyped-call]
     return found
