@@ -184,7 +184,7 @@ def fashion64() -> RunConfig:
         student=_replace(base.student, width=0.25, noise=32, condition="levels"),
         stage_one=_replace(base.stage_one, epochs=0.25),
         stage_two=_replace(base.stage_two, epochs=0.75),
-        # Its gradients have a norm of 25 to 45 while all is well.
+        # Its gradients have a norm of 20 to 55 while all is well.
         stage_three=AdversarialConfig(epochs=3.0, clip=50.0, diversity=0.015),
         search=SearchConfig(trials=0),
         # The judge of caption match learns from as many photos as there are.
