@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from sdn.diverging import Divergence
 from sdn.ranks import ALONE, Rank
 from sdn.recording import Recorder, known_failure, note_failure
 from sdn.training import LossNotFiniteError, Taken, Trainee, train
@@ -105,10 +106,16 @@ def run_recorded(
             recorder.consumed(batch.step, batch.epoch, batch.keys)
             alive(trainee.step)
 
+        divergence = Divergence(trainee.name)
+
         def both(step: StepReport) -> None:
             recorder.report(step, int(time.time() * 1000))
-            if rank.rank == 0:
-                report(step)
+            if rank.rank != 0:
+                return
+            report(step)
+            warning = divergence.notice(step.step, step.gradient_norm)
+            if warning is not None:
+                say(warning)
 
         try:
             ended = train(

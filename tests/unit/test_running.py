@@ -9,6 +9,7 @@ import pytest
 import torch
 import training_place
 
+import sdn.diverging
 from sdn.checkpoint import Checkpoints
 from sdn.data.files import LocalFolder
 from sdn.ledger import attempts_of, audit
@@ -122,6 +123,23 @@ def test_a_loss_that_is_not_finite_is_remembered(store, monkeypatch):
     assert len(attempts_of(order.place())) == attempts
     order.place().remove("failed.json")
     assert run_recorded(order.opener(), order.place())[1]
+
+
+def test_a_training_that_diverges_is_told_of(store, monkeypatch):
+    """While the loss is a number it goes on to its end, and a person hears of it once."""
+    move = Trainer._move
+
+    def diverging(self, images):
+        return move(self, images) * (1e6 if self.step > 20 else 1)
+
+    monkeypatch.setattr(Trainer, "_move", diverging)
+    monkeypatch.setattr(sdn.diverging, "_FIRST", 1)
+    monkeypatch.setattr(sdn.diverging, "_LASTING", 1)
+    order, said = order_of(store, "diverging"), []
+    _, ended = run_recorded(order.opener(), order.place(), say=said.append)
+    (text,) = said
+    assert text.startswith("at step 40 the gradient's norm is ")
+    assert ended
 
 
 class Full(LocalFolder):
