@@ -181,11 +181,17 @@ def fashion64() -> RunConfig:
         ),
         teacher=TeacherConfig(arch="vgg16", weights=VGG16_WEIGHTS, sha256=VGG16_DIGEST),
         captions=_replace(base.captions, epochs=10),
-        student=_replace(base.student, width=0.25, noise=32, condition="levels"),
+        student=_replace(base.student, width=0.25, noise=32, condition="levels", chroma=4),
         stage_one=_replace(base.stage_one, epochs=0.25),
         stage_two=_replace(base.stage_two, epochs=0.75),
         # Its gradients have a norm of 20 to 55 while all is well.
-        stage_three=AdversarialConfig(epochs=3.0, clip=50.0, diversity=0.015),
+        stage_three=AdversarialConfig(
+            epochs=4.0,
+            clip=50.0,
+            diversity=0.02,
+            # The lowest sees fine noise, to which the pools are blind.
+            critics={"conv1_1": 1.0, "pool2": 1.0, "pool3": 1.0, "pool4": 1.0, "pool5": 1.0},
+        ),
         search=SearchConfig(trials=0),
         # The judge of caption match learns from as many photos as there are.
         evaluation=_replace(base.evaluation, real_images=40_000),

@@ -184,6 +184,7 @@ def _student(path: Path) -> tuple[Student, dict[str, Any]]:
             noise=settings.get("noise", 0),
             condition=settings.get("condition", "top"),
             leak=float(settings.get("leak", 0)),
+            chroma=int(settings.get("chroma", 1)),
         )
         student.load_state_dict(weights)
         int(settings["max_chars"])

@@ -111,6 +111,7 @@ def new_student(config: RunConfig) -> Student:
         noise=config.student.noise,
         condition=config.student.condition,
         leak=config.student.leak,
+        chroma=config.student.chroma,
         init=config.student.init,
         seed=config.stage_one.seed,
     )
@@ -283,6 +284,7 @@ def write_model(
             "noise": student.noise,
             "condition": student.condition,
             "leak": student.leak,
+            "chroma": student.chroma,
         },
         config.captions.max_chars,
     )

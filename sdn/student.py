@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdn.chroma import subsampled
 from sdn.taps import HIDDEN, Blocks, student_layers
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Student(nn.Module):
         noise: int = 0,
         condition: Literal["top", "levels"] = "top",
         leak: float = 0.0,
+        chroma: int = 1,
         init: Literal["release", "he", "identity"] = "release",
         seed: int = 0,
     ) -> None:
@@ -55,6 +57,8 @@ class Student(nn.Module):
         noise: random numbers beside the text embedding, N.
         condition: where the text enters, see `sdn.config.StudentConfig`.
         leak: factor on what is below 0, in [0, 1); 0 is the ReLU.
+        chroma: factor by which the image's chroma is subsampled, see `sdn.chroma`; divides the
+            resolution.
         init: deviations of the initial weights, see `sdn.config.StudentConfig`.
         seed: of the initial weights.
 
@@ -73,7 +77,7 @@ class Student(nn.Module):
         self.top = (blocks[-1][0], resolution // 2 ** len(blocks))
         self.top_tap = f"pool{len(blocks)}"
         self.text_dim, self.noise, self.condition = text_dim, noise, condition
-        self.leak = leak
+        self.leak, self.chroma = leak, chroma
         self.fc7 = nn.Linear(text_dim + noise, hidden)
         self.fc6 = nn.Linear(hidden, hidden)
         self.pool = nn.Linear(hidden, self.top[0] * self.top[1] ** 2)
@@ -134,7 +138,8 @@ class Student(nn.Module):
                 if self.levels is not None and layer.tap in self.levels:
                     scale, shift = self.levels[layer.tap](code)[:, :, None, None].chunk(2, dim=1)
                     x = torch.addcmul(shift, x, 1 + scale)  # one pass, not two
-                x = x if layer.tap == "image" else self._rectified(x)
+                image = layer.tap == "image"
+                x = subsampled(x, self.chroma) if image else self._rectified(x)
             taps[layer.tap] = x
         return taps
 

@@ -121,8 +121,14 @@ class StudentConfig:
     leak: float = 0.0
     """Factor on what is below 0, in [0, 1); 0, as in the paper, is the ReLU. With a leak a unit
     that is below 0 for every caption, as stage one leaves many, can still learn."""
+    chroma: int = 1
+    """Factor by which the image's chroma is coarser than its brightness (`sdn.chroma`); 1 as in the
+    paper, 2 is that of most JPEG files. Photos have no fine chroma, and a student's is noise."""
 
     def __post_init__(self) -> None:
         require(0 < self.width <= 1, f"student.width must be in (0, 1], not {self.width}")
         require(0 <= self.leak < 1, f"student.leak must be in [0, 1), not {self.leak}")
+        require(
+            self.chroma in (1, 2, 4, 8), f"student.chroma must be 1, 2, 4 or 8, not {self.chroma}"
+        )
         require(self.noise >= 0, f"student.noise must be >= 0, not {self.noise}")

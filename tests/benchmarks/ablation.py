@@ -60,6 +60,7 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "student.noise": "0",
         "student.condition": "top",
         "student.leak": "0",
+        "student.chroma": "1",
         "student.width": "1",
         "stage_three.diversity": "0",
     }
@@ -92,6 +93,11 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
             {"no leak": {"student.leak": "0"}}
             if student.leak
             else {"leak": {"student.leak": "0.1"}}
+        ),
+        **(
+            {"fine chroma": {"student.chroma": "1"}}
+            if student.chroma > 1
+            else {"coarse chroma": {"student.chroma": "4"}}
         ),
         "no average": {f"stage_{n}.average_share": "0" for n in STAGES},
         "half the width": {"student.width": str(student.width / 2)},

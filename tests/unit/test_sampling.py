@@ -75,7 +75,9 @@ def test_a_model_that_departs_from_its_teacher_is_read_back(tmp_path):
         name="narrow",
         data=DataConfig(resolution=32),
         teacher=TeacherConfig(arch="vgg11", width=0.1),
-        student=StudentConfig(init="he", width=0.5, noise=3, condition="levels", leak=0.2),
+        student=StudentConfig(
+            init="he", width=0.5, noise=3, condition="levels", leak=0.2, chroma=4
+        ),
         captions=CaptionConfig(dim=8, width=8, max_chars=40),
     )
     for name in ("captions", "model"):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sdn.chroma import subsampled
 from sdn.student import Student
 from sdn.taps import ARCHITECTURES, blocks_of, taps_of
 from sdn.teacher import Teacher
@@ -249,6 +250,16 @@ def test_text_at_each_level_begins_as_text_at_the_top():
     levels(text)["image"].square().mean().backward()
     assert levels.levels.keys() == plain.convs.keys() - {"image"}
     assert all(level.weight.grad.abs().sum() > 0 for level in levels.levels.values())
+
+
+def test_chroma_is_subsampled_in_the_image_alone():
+    """All taps are the same; the image is that of the plain student with coarser chroma."""
+    plain, coarse = student_of(init="he"), student_of(init="he", chroma=4)
+    text = torch.randn(3, 12)
+    expected, found = plain(text), coarse(text)
+    assert not torch.equal(found["image"], expected["image"])
+    assert torch.equal(found.pop("image"), subsampled(expected.pop("image"), 4))
+    assert all(torch.equal(tap, found[name]) for name, tap in expected.items())
 
 
 def test_captions_of_a_batch_do_not_mix():
