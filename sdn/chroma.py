@@ -1,7 +1,7 @@
 """Chroma coarser than brightness, as photos have it and as JPEG keeps it.
 
 Departs from the paper: the teacher hardly sees fine coloured noise, so critics that see through it
-leave it in, and whoever looks otherwise takes it for the mark of a synthesis.
+leave it in; other networks see it (DECISIONS.md, 2026-11-28).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def subsampled(image: Tensor, factor: int) -> Tensor:
-    """An image whose chroma was subsampled; its brightness stays as it is.
+    """An image whose chroma was subsampled; its brightness stays, until somebody clamps it.
 
     Formula: y + up(mean(x - y)), y the brightness of x, mean over squares of `factor` pixels a
     side, up bilinear. The same as subsampling Cb and Cr, which are linear in x - y.
@@ -25,13 +25,14 @@ def subsampled(image: Tensor, factor: int) -> Tensor:
         factor: that divides H and W; 1 leaves the image as it is.
 
     Returns:
-        (B, 3, H, W); values may leave the range of the image's.
+        (B, 3, H, W) of the same type; values may leave the range of the image's.
     """
     if factor == 1:
         return image
-    luma = torch.tensor(_LUMA, dtype=image.dtype, device=image.device).view(1, 3, 1, 1)
-    brightness = (image * luma).sum(1, keepdim=True)
-    coarse = functional.avg_pool2d(image - brightness, factor)
-    return brightness + functional.interpolate(
-        coarse, scale_factor=factor, mode="bilinear", align_corners=False
-    )
+    # In half precision white would be off by half a pixel's value, and it is slower there.
+    exact = image if image.dtype == torch.float64 else image.float()
+    red, green, blue = (share * exact[:, n : n + 1] for n, share in enumerate(_LUMA))
+    brightness = red + green + blue
+    coarse = functional.avg_pool2d(exact - brightness, factor)
+    fine = functional.interpolate(coarse, scale_factor=factor, mode="bilinear", align_corners=False)
+    return (brightness + fine).to(image.dtype)

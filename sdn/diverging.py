@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from statistics import median
 
 _FACTOR = 100
@@ -10,23 +11,25 @@ _FACTOR = 100
 _FIRST = 10
 """Norms before which none is called usual."""
 _LASTING = 3
-"""Norms in a row that must be so: of a single one a training recovers."""
+"""Reports in a row that must be so: of a single bad batch a training recovers."""
+_REMEMBERED = 100
+"""Reports back to which norms are usual."""
 
 
 class Divergence:
-    """Follows the norms of a training's gradients; says once that they have left all proportion."""
+    """Follows the norms of an attempt's gradients; says once that they have left all proportion."""
 
     def __init__(self, name: str) -> None:
         """Args:
         name: of the stage, as in the config.
         """
         self._name = name
-        self._norms: list[float] = []
+        self._norms: deque[float] = deque(maxlen=_REMEMBERED)
         self._high = 0
         self._said = False
 
     def notice(self, step: int, norm: float) -> str | None:
-        """What a person should know after this step; None where all is well or it was said before.
+        """What a person should know after a report; None where all is well or it was said before.
 
         Args:
             step: global steps done.
@@ -36,7 +39,7 @@ class Divergence:
         if self._said or not math.isfinite(norm):
             return None
         usual = median(self._norms) if len(self._norms) >= _FIRST else math.inf
-        if norm <= _FACTOR * usual:
+        if norm <= _FACTOR * usual or usual == 0:
             self._norms.append(norm)
             self._high = 0
             return None
@@ -46,7 +49,7 @@ class Divergence:
         self._said = True
         change = f"a lower rate (--set {self._name}.rate=...)"
         if self._name.startswith("stage"):
-            change += f" or a limit to the gradient (--set {self._name}.clip=...)"
+            change += f" or a lower limit to the gradient (--set {self._name}.clip=...)"
         return (
             f"at step {step} the gradient's norm is {norm:.3g}, where {usual:.3g} was usual: the "
             "training seems to have diverged, though its loss is a number. It goes on; where what "

@@ -165,8 +165,8 @@ def fashion64() -> RunConfig:
     The student has a quarter of the teacher's width, which draws faster and learns from fewer
     photos; of titles that hold the same words, or equal photos, none is in two splits.
     """
-    # Departs from the paper: a quarter of the width, a leak, noise, text at each level, and critics
-    # on the teacher's taps for most of the time; RESULTS.md has what that gives.
+    # Departs from the paper: a quarter of the width, a leak, noise, text at each level, coarse
+    # chroma, and critics on the taps for most of the time; RESULTS.md has what that gives.
     base = openmoji()
     return dataclasses.replace(
         base,
@@ -186,7 +186,7 @@ def fashion64() -> RunConfig:
         stage_two=_replace(base.stage_two, epochs=0.75),
         # Its gradients have a norm of 20 to 55 while all is well.
         stage_three=AdversarialConfig(
-            epochs=4.0,
+            epochs=2.5,
             clip=50.0,
             diversity=0.02,
             # The lowest sees fine noise, to which the pools are blind.

@@ -27,10 +27,10 @@ class Student(nn.Module):
     the last convolution.
     Source: Yuan & Peng 2018, arXiv:1808.06801, and the layer sizes of the authors' release.
 
-    Departs from the paper with `noise`, under which one caption has many images, and with
-    `condition` "levels": each convolution's sums are scaled and shifted by what the student reads,
-    so that the text need not pass through 19 layers to matter at the last. Taps and their shapes
-    stay those of the teacher.
+    Departs from the paper with `noise`, under which one caption has many images, with `leak`, under
+    which no unit is dead, with `chroma` (see `sdn.chroma`), and with `condition` "levels": each
+    convolution's sums are scaled and shifted by what the student reads, so that the text need not
+    pass through 19 layers to matter at the last. Taps and their shapes stay those of the teacher.
     Source of the latter: Perez et al. 2018, arXiv:1709.07871; De Vries et al. 2017,
     arXiv:1707.00683.
     """

@@ -52,6 +52,14 @@ def test_stripes_of_a_pixel_have_the_mean_colour():
     torch.testing.assert_close(found, parts(image).mean((2, 3), keepdim=True).expand_as(found))
 
 
+def test_half_precision_leaves_white_white():
+    """Computed exactly and rounded once: a grey near white is as it was."""
+    grey = torch.linspace(0.9, 1.1, 64).to(torch.bfloat16).view(1, 1, 8, 8).expand(1, 3, 8, 8)
+    found = subsampled(grey.contiguous(memory_format=torch.channels_last), 4)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, grey)
+
+
 def test_an_edge_is_as_wide_as_bilinear_makes_it():
     """Means of two pixels lie at the middles of the pairs: a quarter and three on the way."""
     red, grey = (parts(columns(colour))[0, :, 0, 0] for colour in (RED, GREY))

@@ -27,6 +27,12 @@ def test_gradients_out_of_proportion_are_told_once():
     assert "--set stage_three.clip=" in text
 
 
+def test_a_hundred_times_is_out_of_proportion():
+    """Of what is usual lately: what was long ago says nothing."""
+    ((position, _),) = noticed([*[1e4] * 300, *CALM * 10, *[3100.0] * 3])
+    assert position == 300 + 10 * len(CALM) + 2
+
+
 def test_a_fit_without_a_clip_is_told_of_its_rate_alone():
     ((_, text),) = noticed([*CALM, 1e9, 1e9, 1e9], name="captions")
     assert "--set captions.rate=" in text
@@ -41,8 +47,16 @@ def test_a_fit_without_a_clip_is_told_of_its_rate_alone():
         [*CALM[:9], 1e9, 1e9, 1e9, *CALM],
         [*CALM, *[math.inf] * 9],
         [1e9, 1e9, 1e9, *CALM],
+        [*[0.0] * 12, *CALM],
     ],
-    ids=["in proportion", "single ones", "nothing usual yet", "overflow of fp16", "a steep start"],
+    ids=[
+        "in proportion",
+        "single ones",
+        "nothing usual yet",
+        "overflow of fp16",
+        "a steep start",
+        "frozen at first",
+    ],
 )
 def test_what_a_training_recovers_from_is_not_told(norms):
     assert noticed(norms) == []
