@@ -123,7 +123,7 @@ class StudentConfig:
     that is below 0 for every caption, as stage one leaves many, can still learn."""
     chroma: int = 1
     """Factor by which the image's chroma is coarser than its brightness (`sdn.chroma`); 1 as in the
-    paper, 2 is that of most JPEG files. Photos have little fine chroma, and a student's is noise."""
+    paper, 2 is that of most JPEG files. Photos have little fine chroma; a student's is noise."""
 
     def __post_init__(self) -> None:
         require(0 < self.width <= 1, f"student.width must be in (0, 1], not {self.width}")
