@@ -1,13 +1,14 @@
 """What caption match and KID punish: real images spoilt a little, copies, and a model's own.
 
-    python tests/benchmarks/caption_match.py --store RUNS [--model models:/NAME/N]
+    python tests/benchmarks/caption_match.py --store RUNS [--model models:/NAME/N] [--captions N]
 
-Each set is scored on all test captions, by the judge and the feature network of the model's own
-evaluation, which the store of its run holds. *Copied* is, for each test caption, the training image
-one of whose captions lies nearest in the embedding that the student reads: what a model could reach
-that draws as well as a photographer and knows of a caption what its encoder tells it. KID and
-precision of true images, spoilt or not, are against those same images: they understate. *Fine
-chroma* is what subsampling by 4 would take away, root of the mean square, 0..255.
+Each set is scored on all test captions, or N of them spread evenly, by the judge and the feature
+network of the model's own evaluation, which the store of its run holds. *Copied* is, for each test
+caption, the training image one of whose captions lies nearest in the embedding that the student
+reads: what a model could reach that draws as well as a photographer and knows of a caption what its
+encoder tells it. KID and precision of true images, spoilt or not, are against those same images:
+they understate. *Fine chroma* is what subsampling by 4 would take away, root of the mean square,
+0..255.
 """
 
 from __future__ import annotations
@@ -133,8 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", required=True, help="folder or s3:// of the model's run")
     parser.add_argument("--model", help="its champion where none is named")
+    parser.add_argument("--captions", type=int, help="how many; all where not given")
     given = parser.parse_args()
-    scoring = open_scoring(given.model, given.store, {})
+    fewer = {} if given.captions is None else {"evaluation.captions": str(given.captions)}
+    scoring = open_scoring(given.model, given.store, fewer)
     run, found = scoring.run, scoring.found
     inputs = inputs_of(run, found)
     data, taught = inputs["data"], inputs["teacher"]
