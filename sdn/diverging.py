@@ -7,7 +7,7 @@ from collections import deque
 from statistics import median
 
 _FACTOR = 100
-"""From here on times the usual norm is out of proportion: one batch moves it by less."""
+"""A norm of so many times the usual one is out of proportion; batches differ by far less."""
 _FIRST = 10
 """Norms before which none is called usual."""
 _LASTING = 3
