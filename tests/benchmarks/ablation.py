@@ -6,7 +6,8 @@
 Each arm is `sdn run` with changes, in one store, so that what arms share is made once; take one of
 its own, for arms are registered like any run. What is done is kept in RUNS/ablation.jsonl and not
 done again. `--page` writes a page with the table and one sheet, a column an arm; true images are on
-it with `--real` alone, for data that may be shown. Weights that a search found: `loss_weights.py`.
+it with `--real` alone, for data that may be shown. Weights that a search found before, at full
+length against others: `loss_weights.py`.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "all ones raw": raw,
         "all ones relative": all_ones("relative"),
         "as the paper": raw | nothing_added | no_critics,
+        # Any trial may come to full length, where alone its weights can replace the recipe's own.
+        "searched weights": {"search.trials": "8", "search.rerun_level": "1"},
         "L2": {f"stage_{n}.distance": "l2" for n in STAGES},
         "constant rate": {f"stage_{n}.schedule": "constant" for n in STAGES},
         "random teacher": {"teacher.epochs": "0"} | (NO_WEIGHTS if teacher.weights else {}),
