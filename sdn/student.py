@@ -63,7 +63,7 @@ class Student(nn.Module):
         seed: of the initial weights.
 
         Raises:
-            ValueError: the resolution does not halve often enough.
+            ValueError: the resolution does not halve often enough, or `chroma` does not divide it.
         """
         super().__init__()
         if resolution % 2 ** len(blocks):
@@ -71,6 +71,8 @@ class Student(nn.Module):
                 f"resolution {resolution} cannot be halved {len(blocks)} times; "
                 f"it must be divisible by {2 ** len(blocks)}"
             )
+        if chroma < 1 or resolution % chroma:
+            raise ValueError(f"chroma must divide resolution {resolution}, which {chroma} does not")
         hidden = max(1, round(HIDDEN * width))
         self.blocks = blocks
         self.layers = student_layers(blocks)

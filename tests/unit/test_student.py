@@ -262,6 +262,13 @@ def test_chroma_is_subsampled_in_the_image_alone():
     assert all(torch.equal(tap, found[name]) for name, tap in expected.items())
 
 
+@pytest.mark.parametrize("chroma", [0, -4, 5, 64])
+def test_chroma_that_does_not_divide_the_resolution_is_refused(chroma):
+    """Before any weights are made, with both numbers."""
+    with pytest.raises(ValueError, match=rf"resolution 32, which {chroma} does not"):
+        student_of(chroma=chroma)
+
+
 def test_captions_of_a_batch_do_not_mix():
     """Each row's image depends on that row's text alone."""
     student = student_of(init="he")
