@@ -14,6 +14,7 @@ from sdn.caption_fitting import (
     new_caption_fit,
 )
 from sdn.captions import normalise, save_encoder
+from sdn.convention_check import check_convention
 from sdn.data.dataset import open_dataset
 from sdn.data.loader import load_split
 from sdn.evaluation import probe_embedding
@@ -167,11 +168,16 @@ def write_teacher(
     Returns:
         `sha256` of the weights, and for a fitted teacher `accuracy` of each head on the validation
         split (on the training split where there is none), 0..1.
+
+    Raises:
+        FileNotFoundError, ValueError: see `sdn.teacher.load_weights`, and
+            `sdn.convention_check.check_convention`.
     """
     result: dict[str, Any] = {"fitted": config.weights is None}
     if config.weights is not None:
         teacher = load_weights(config)
         train_split = load_split(data, "train")
+        check_convention(teacher, train_split.pixels)
     elif config.epochs == 0:
         teacher = drawn_teacher(config)
         train_split = load_split(data, "train")
