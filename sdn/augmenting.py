@@ -16,7 +16,7 @@ from sdn.noise import uniform_rows
 NUMBERS = 7
 """Random numbers that one image's change takes."""
 _SHIFT, _HOLE = 1 / 8, 1 / 2
-"""Largest translation and side of the hole, as shares of the image's side."""
+"""Largest translation and side of the hole (which is a pixel less), as shares of the image's."""
 
 
 def change_of(names: list[str], *, seed: int) -> Tensor:

@@ -211,7 +211,7 @@ def evening(embedded: Tensor, floor: float = 0.03) -> tuple[Tensor, Tensor]:
     Formula: turn = V diag(1 / sqrt(v_k + floor * mean(v))) / s with the axes V and variances v of
         the embeddings; s makes the mean variance of the result 1.
     Departs from the paper: trained embeddings spread over few of their axes (effective rank
-    29 out of 256 here), and a student learns slowly what differs along the others.
+    a tenth of their number), and a student learns slowly what differs along the others.
 
     Args:
         embedded: (N, D), of the training captions, N > 1.

@@ -75,7 +75,7 @@ class Critic(nn.Module):
             (B, P) float32, P places.
         """
         exactly = torch.autocast(tap.device.type, enabled=False)
-        with exactly:  # the norms; autocast would have the sums of convolutions alone
+        with exactly:  # spectral norms in float32; autocast is for the convolutions alone
             convs = [(cast("nn.Conv2d", conv), conv.weight) for conv in self.convs]
         x = functional.conv2d(tap, self.mixing)
         for conv, kernel in convs:

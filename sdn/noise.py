@@ -20,12 +20,12 @@ def normal_rows(names: Iterable[str | bytes], size: int, *, seed: int, of: str) 
 
     Args:
         names: of the rows.
-        size: numbers in a row, N.
+        size: numbers in a row, Z.
         seed: other seeds give other rows.
         of: what they are for; draws for one purpose say nothing about those for another.
 
     Returns:
-        (B, N) float32 on the CPU.
+        (B, Z) float32 on the CPU.
     """
     return _rows(names, size, seed, of, torch.Tensor.normal_)
 
@@ -40,12 +40,12 @@ def coded(text: Tensor, noise: int, names: Iterable[str | bytes], *, seed: int) 
 
     Args:
         text: (B, D).
-        noise: numbers of noise, N.
+        noise: numbers of noise, Z.
         names: of the B rows; of others no noise is drawn.
         seed: see `normal_rows`.
 
     Returns:
-        (B, D + N), on the device of `text`.
+        (B, D + Z), on the device of `text`.
     """
     if noise == 0:
         return text

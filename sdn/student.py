@@ -54,7 +54,7 @@ class Student(nn.Module):
         resolution: height and width of the image; divisible by 2 ** len(blocks).
         text_dim: D.
         width: factor on the hidden linear layers: the teacher's times the student's own.
-        noise: random numbers beside the text embedding, N.
+        noise: random numbers beside the text embedding, Z.
         condition: where the text enters, see `sdn.config.StudentConfig`.
         leak: factor on what is below 0, in [0, 1); 0 is the ReLU.
         chroma: factor by which the image's chroma is subsampled, see `sdn.chroma`; divides the
@@ -116,7 +116,7 @@ class Student(nn.Module):
         """Taps of the synthesis, `image` among them.
 
         Args:
-            code: (B, D + N), the text embedding and the noise; see `sdn.noise.coded`.
+            code: (B, D + Z), the text embedding and the noise; see `sdn.noise.coded`.
             wanted: tap names; nothing below the lowest of them is computed. None for all.
 
         Returns:

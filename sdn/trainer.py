@@ -188,7 +188,7 @@ class Trainer:
         return norm
 
     def coded(self, batch: Batch, text: Tensor, of: str = "") -> Tensor:
-        """The embeddings with the noise of this step beside them: (B, D + N).
+        """The embeddings with the noise of this step beside them: (B, D + Z).
 
         Args:
             batch: whose captions they are.

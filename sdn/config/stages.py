@@ -65,8 +65,8 @@ class StageConfig:
     """constant as in the release; warm-up: linear warm-up, then constant; one-cycle: linear
     warm-up, then cosine to a hundredth."""
     beta2: float = 0.999
-    """Decay of Adam's second moment, 0..1; 0.999 as published, lower follows a changing gradient
-    sooner."""
+    """Decay of Adam's second moment, 0..1; 0.999 as published, lower (a departure) follows a
+    changing gradient sooner."""
     warmup_share: float = 0.05
     """Share of the steps that warm up in the schedules that do."""
     clip: float | None = None
@@ -85,6 +85,7 @@ class StageConfig:
     """l1 as published, or the mean squared difference in its place, to be compared with it."""
     image_scale: float = 1.0
     """Factor on the pixel term; 127.5 puts it on the 0..255 scale of the release."""
+    # Departs from the paper, whose release computes in float32: bf16 is several times as fast.
     precision: Precision = "auto"
     """auto: bf16 where the device computes in it natively, else float32. fp16 scales its losses,
     and leaves out a step whose gradient overflows."""
@@ -131,9 +132,12 @@ class AdversarialConfig(StageConfig):
     average_share: float = 0.05
     scale: Literal["raw", "relative"] = "relative"
     weights: LossWeights = field(
-        default_factory=lambda: LossWeights(image=2, conv1=0.1, conv2=0.1, conv3=0.3)
+        default_factory=lambda: LossWeights(
+            image=2, conv1=0.1, conv2=0.1, conv3=0.3, conv4=1, conv5=1
+        )
     )
-    """Small beside what the critics say: a distance to one image blurs, and moves no noise."""
+    """Small beside what the critics say, for a distance to one image blurs and moves no noise: all
+    but those of the highest taps, and of the image, which keeps the tone."""
     critics: dict[str, float] = field(
         default_factory=lambda: {"pool2": 1.0, "pool3": 1.0, "pool4": 1.0, "pool5": 1.0}
     )

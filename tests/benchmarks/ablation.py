@@ -49,7 +49,10 @@ NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
 
 
 def arms(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Name -> changes of the recipe; all arms train as many images as its stages together."""
+    """Name -> changes of the recipe; all arms train as many images as its stages together.
+
+    But for what a search trains beside them, which is not in its table's seconds either.
+    """
     student, teacher = config.student, config.teacher
     one, two, three = (
         stage.epochs for stage in (config.stage_one, config.stage_two, config.stage_three)

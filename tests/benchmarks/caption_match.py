@@ -2,13 +2,13 @@
 
     python tests/benchmarks/caption_match.py --store RUNS [--model models:/NAME/N] [--captions N]
 
-Each set is scored on all test captions, or N of them spread evenly, by the judge and the feature
-network of the model's own evaluation, which the store of its run holds. *Copied* is, for each test
-caption, the training image one of whose captions lies nearest in the embedding that the student
-reads: what a model could reach that draws as well as a photographer and knows of a caption what its
-encoder tells it. KID and precision of true images, spoilt or not, are against those same images:
-they understate. *Fine chroma* is what subsampling by 4 would take away, root of the mean square,
-0..255.
+Each set is scored on all test captions, or on N of them, by the judge and the feature network of
+the model's own evaluation, which the store of its run holds. *Copied* is, for each test caption,
+the training image one of whose captions lies nearest in the embedding that the student reads: what
+a model could reach that draws as well as a photographer and knows of a caption what its encoder
+tells it. KID and precision of true images, spoilt or not, are against those same images: KID
+understates, precision overstates. *Fine chroma* is what subsampling by 4 would take away, root of
+the mean square, 0..255.
 """
 
 from __future__ import annotations

@@ -29,16 +29,19 @@ def parts(image):
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_brightness_stays(factor):
+    """Of each pixel, whatever its colours."""
     image = torch.randn(2, 3, 16, 24)
     torch.testing.assert_close(brightness(subsampled(image, factor)), brightness(image))
 
 
 def test_factor_1_is_the_image():
+    """Not even a copy of it."""
     image = torch.randn(1, 3, 4, 4)
     assert subsampled(image, 1) is image
 
 
 def test_one_colour_stays_and_grey_keeps_every_detail():
+    """There is no fine chroma in either."""
     image = columns(RED, RED, RED, RED)
     torch.testing.assert_close(subsampled(image, 4), image)
     grey = torch.randn(1, 1, 8, 8).expand(1, 3, 8, 8)

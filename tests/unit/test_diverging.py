@@ -34,6 +34,7 @@ def test_a_hundred_times_is_out_of_proportion():
 
 
 def test_a_fit_without_a_clip_is_told_of_its_rate_alone():
+    """A setting that it lacks is no advice."""
     ((_, text),) = noticed([*CALM, 1e9, 1e9, 1e9], name="captions")
     assert "--set captions.rate=" in text
     assert "clip" not in text
@@ -59,4 +60,5 @@ def test_a_fit_without_a_clip_is_told_of_its_rate_alone():
     ],
 )
 def test_what_a_training_recovers_from_is_not_told(norms):
+    """Nor what nobody can call unusual yet."""
     assert noticed(norms) == []
