@@ -1,7 +1,7 @@
 """Chroma coarser than brightness, as photos have it and as JPEG keeps it.
 
-Departs from the paper: the teacher hardly sees fine coloured noise, so critics that see through it
-leave it in; other networks see it (DECISIONS.md, 2026-11-28).
+Departs from the paper: a student leaves fine coloured noise in that its teacher hardly minds; other
+networks see it (DECISIONS.md, 2026-11-28, measured on a teacher that was fed too faintly).
 """
 
 from __future__ import annotations

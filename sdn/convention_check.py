@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from sdn.data.images import to_image
 from sdn.teacher import Convention, Teacher
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ ALIKE = 0.9
 of VGG's authors has 0.96 to 0.98 with `imagenet`, 0.28 to 0.45 with `mean-255`, on photos of
 products, birds and drawings (DECISIONS.md, 2026-11-28)."""
 CLEARLY = 0.2
-"""By so much the likeness of another convention must be lower. Weights that were drawn have 0.97 to
-0.99 with all of them."""
+"""By so much the likeness of another convention must be lower: weights that were drawn have 0.97 to
+0.99 under `symmetric`, and hardly less under another."""
 
 
 @torch.no_grad()
@@ -39,7 +40,8 @@ def likeness(teacher: Teacher, pixels: Tensor) -> float:
         pixels: (N, 3, H, W) uint8, N > 1.
     """
     deepest = teacher.names[-1]
-    seen = teacher(pixels.float() / 127.5 - 1, (deepest,))[deepest].flatten(1)
+    seen = teacher(to_image(pixels), (deepest,))[deepest].flatten(1)
+    seen[~seen.any(1)] = 1  # images of which nothing is seen are alike
     unit = functional.normalize(seen, dim=1)
     pairs = len(unit) * (len(unit) - 1)
     return float(((unit @ unit.T).sum() - unit.square().sum()) / pairs)
@@ -66,11 +68,12 @@ def check_convention(teacher: Teacher, pixels: Tensor) -> None:
         other = Teacher(teacher.blocks, convention)
         other.load_state_dict(teacher.state_dict())
         others[convention] = likeness(other, pixels)
-    best = min(others, key=others.__getitem__)
-    if others[best] < own - CLEARLY:
+    better = sorted((alike, name) for name, alike in others.items() if alike < own - CLEARLY)
+    if better:
+        told = ", ".join(f"with {name} to {alike:.2f}" for alike, name in better)
         raise ValueError(
             f"teacher.weights were not trained on what teacher.convention={teacher.convention} "
             f"feeds them: to the teacher different training images are alike to {own:.2f} (mean "
-            f"cosine at {teacher.names[-1]}), with {best} to {others[best]:.2f}; set "
-            f"teacher.convention={best}"
+            f"cosine at {teacher.names[-1]}), {told}; set teacher.convention to what they were "
+            f"trained on (of these {better[0][1]} tells images apart best)"
         )

@@ -189,7 +189,7 @@ def fashion64() -> RunConfig:
             epochs=2.5,
             clip=50.0,
             diversity=0.02,
-            # The lowest sees fine noise, which the pools hardly do.
+            # The lowest sees fine noise: DECISIONS.md, 2026-11-28.
             critics={"conv1_1": 1.0, "pool2": 1.0, "pool3": 1.0, "pool4": 1.0, "pool5": 1.0},
         ),
         search=SearchConfig(trials=0),

@@ -180,6 +180,26 @@ def test_wrong_weights_write_nothing(data, tmp_path, weights):
     assert list(folder.iterdir()) == []
 
 
+def test_weights_that_are_fed_wrongly_write_nothing(data, tmp_path, weights, monkeypatch):
+    """The convention is looked at with the training images, before the teacher is written."""
+    seen = []
+
+    def refusing(teacher, pixels):
+        seen.append((teacher, pixels))
+        raise ValueError("alike")
+
+    monkeypatch.setattr(sdn.fitting, "check_convention", refusing)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    config = TeacherConfig(arch="vgg11", width=0.05, weights=str(weights[0]))
+    with pytest.raises(ValueError, match="alike"):
+        write_teacher(folder, data, config)
+    assert list(folder.iterdir()) == []
+    ((teacher, pixels),) = seen
+    assert teacher.convention == "imagenet"
+    assert torch.equal(pixels, load_split(data, "train").pixels)
+
+
 def test_caption_encoder_is_fitted_written_and_repeatable(data, tmp_path):
     """The written encoder opens, has the configured size, and the same inputs give it again."""
     folders = [tmp_path / name for name in ("a", "b")]
