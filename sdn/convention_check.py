@@ -19,7 +19,7 @@ from sdn.teacher import Convention, Teacher
 if TYPE_CHECKING:
     from torch import Tensor
 
-_IMAGES = 32
+_IMAGES, _BATCH = 32, 4
 ALIKE = 0.9
 """Likeness from which on a teacher is asked whether another convention would suit it better: VGG16
 of VGG's authors has 0.96 to 0.98 with `imagenet`, 0.28 to 0.45 with `mean-255`, on photos of
@@ -40,7 +40,9 @@ def likeness(teacher: Teacher, pixels: Tensor) -> float:
         pixels: (N, 3, H, W) uint8, N > 1.
     """
     deepest = teacher.names[-1]
-    seen = teacher(to_image(pixels), (deepest,))[deepest].flatten(1)
+    # A few at a time: at 224 px the taps of one image take 60 MB.
+    blocks = [teacher(to_image(some), (deepest,))[deepest] for some in torch.split(pixels, _BATCH)]
+    seen = torch.cat(blocks).flatten(1)
     seen[~seen.any(1)] = 1  # images of which nothing is seen are alike
     unit = functional.normalize(seen, dim=1)
     pairs = len(unit) * (len(unit) - 1)
