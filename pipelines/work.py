@@ -64,8 +64,9 @@ def check_splits(config: RunConfig, samples: dict[str, int]) -> None:
         raise ValueError(
             f"the data set has {held or 'no'} validation images to rank trials on, and needs "
             f"{LEAST_TEST} ({found}): raise data.validation_share or, where names of files or "
-            "folders say which images are to train and to test, put some into one named "
-            "validation; or search nothing with --set search.trials=0"
+            "folders say which images are to train, have it drawn from those with --set "
+            "data.validation_from_train=true, or put some into a folder named validation; or "
+            "search nothing with --set search.trials=0"
         )
 
 

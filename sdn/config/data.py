@@ -35,6 +35,9 @@ class DataConfig:
     """Samples a shard."""
     validation_share: float = 0.05
     """Share of the compositions (or images) kept for ranking trials, 0..1."""
+    validation_from_train: bool = False
+    """Where names of files or folders say which images are to train, `validation_share` is drawn
+    from these too; else only from images of which no name says a split."""
     test_share: float = 0.1
     """Share of the compositions (or images) kept for the final scores, 0..1."""
     limit: int | None = None

@@ -138,6 +138,9 @@ def append_dataset(
 def preparation(config: DataConfig) -> dict[str, Any]:
     """What the bytes of the samples depend on; the place of the source is not part of it."""
     values = to_dict(config)
+    if not config.validation_from_train:
+        # Data sets that were made before there was this field go on.
+        del values["validation_from_train"]
     return {name: values[name] for name in sorted(values) if name not in NOT_IN_THE_BYTES}
 
 

@@ -45,7 +45,12 @@ def without(*groups: str) -> dict[str, str]:
 
 NOISE = {"student.noise": "32", "stage_three.diversity": "0.03"}
 
-NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
+# The convention that a file needs says nothing of weights that are drawn.
+NO_WEIGHTS = {
+    "teacher.weights": "null",
+    "teacher.sha256": "null",
+    "teacher.convention": "imagenet",
+}
 
 
 def arms(config: RunConfig) -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from sdn.data.index import from_parquet, scan
 from sdn.data.manifest import read_manifest
 from sdn.data.parts import UNFINISHED
 from sdn.data.records import DeadLetter, Exclusion
-from sdn.data.shards import write_dataset
+from sdn.data.shards import preparation, write_dataset
 from sdn.data.verification import verify
 
 
@@ -376,6 +376,15 @@ def test_appending_with_other_settings_is_refused(tmp_path):
         append(tmp_path / "nowhere", [record(40)])
 
 
+def test_a_data_set_from_before_a_setting_goes_on_while_that_is_not_used(tmp_path):
+    """Manifests of before name no `validation_from_train`, which then was not possible."""
+    first = write(tmp_path)
+    assert "validation_from_train" not in first.preparation
+    drawn = with_overrides(CONFIG, {"validation_from_train": "true"})
+    with pytest.raises(ValueError, match="validation_from_train was None and now is True"):
+        append(tmp_path, [record(40)], drawn)
+
+
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     """Without pyarrow nothing is written and the error says what to install."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -422,6 +431,8 @@ def test_scan_refuses_other_tars(tmp_path):
 
 def test_preparation_covers_the_whole_config(tmp_path):
     """Every field of the config that a byte depends on is part of the manifest."""
-    manifest = write(tmp_path)
+    config = with_overrides(CONFIG, {"validation_from_train": "true"})
     left_out = {"path", "failure_budget", "max_pixels"}
-    assert set(to_dict(CONFIG)) - set(manifest.preparation) == left_out
+    assert set(to_dict(config)) - set(preparation(config)) == left_out
+    manifest = write(tmp_path)
+    assert manifest.preparation == preparation(CONFIG)

@@ -139,6 +139,17 @@ def test_split_of_the_field_comes_before_that_of_the_folder(tmp_path):
     }
 
 
+def test_validation_is_drawn_from_a_folder_named_train_where_asked(tmp_path):
+    """And from no other."""
+    for number in range(60):
+        captioned(tmp_path / ("test" if number % 2 else "train") / f"{number}.png", number=number)
+    assert {record.split for record in items(tmp_path)} == {"train", "test"}
+    drawn = items(tmp_path, validation_share=0.4, validation_from_train=True)
+    splits = [record.split for record in drawn]
+    assert splits.count("test") == 30
+    assert splits.count("train") > splits.count("validation") > 0
+
+
 def test_drawn_splits_have_the_configured_shares(tmp_path):
     """Without declared splits each image is drawn; the shares come out about as configured."""
     for number in range(300):

@@ -102,6 +102,20 @@ def test_split_is_drawn_where_no_name_tells_it(tmp_path, name):
     assert set(splits) == {"train", "validation", "test"}
 
 
+def test_validation_is_drawn_from_what_is_to_train_where_asked(tmp_path):
+    """By the hash of the image; what other names say, stays."""
+    names = ("train", "test", "validation")
+    for name in names:
+        simple(tmp_path / f"{name}.parquet", rows=30)
+    assert all(record.where.startswith(record.split) for record in items(tmp_path))
+    drawn = items(tmp_path, validation_share=0.3, validation_from_train=True)
+    found = {name: Counter(r.split for r in drawn if r.where.startswith(name)) for name in names}
+    assert found["test"] == {"test": 30}
+    assert found["validation"] == {"validation": 30}
+    assert found["train"]["train"] > found["train"]["validation"] > 0
+    assert found["train"].total() == 30
+
+
 def test_images_may_be_bytes_or_paths(tmp_path):
     """Plain bytes; a path beside the table or from the root; a struct with a path alone."""
     (tmp_path / "deep").mkdir()

@@ -195,6 +195,17 @@ def test_split_comes_from_the_name_then_the_json_then_the_hash(tmp_path):
     assert "split must be one of" in only(tmp_path, DeadLetter).reason
 
 
+def test_validation_is_drawn_from_what_is_to_train_where_asked(tmp_path):
+    """From tars and samples of which a name says so, and from no other."""
+    put(tmp_path, "train/0.tar", *[sample(f"{n}", n) for n in range(30)])
+    put(tmp_path, "0.tar", *[sample(f"{n}", n, json=about(split="test")) for n in range(30)])
+    assert Counter(r.split for r in items(tmp_path)) == {"train": 30, "test": 30}
+    drawn = items(tmp_path, validation_share=0.3, validation_from_train=True)
+    splits = Counter(record.split for record in drawn)
+    assert splits["test"] == 30
+    assert splits["train"] > splits["validation"] > 0
+
+
 def test_key_is_the_name_up_to_the_first_dot(tmp_path):
     """WebDataset's rule: folders are kept, further dots belong to the extension."""
     put(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from sdn.data.records import DeadLetter, Exclusion, Record
 from sdn.data.sources import PARTITION_RECORDS
-from sdn.data.sources.captioned_files import split_by_hash
+from sdn.data.sources.captioned_files import split_of_image
 from sdn.data.sources.folder_metadata import (
     METADATA,
     SPLIT_NAMES,
@@ -80,7 +80,7 @@ class _Images:
             key=entry.key,
             image=image,
             captions=captions,
-            split=declared or split_by_hash(image, self.config),
+            split=split_of_image(declared, image, self.config),
             labels=entry.about["labels"],
             where=where,
         )

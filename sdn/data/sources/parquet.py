@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sdn.data.records import DeadLetter, Record
-from sdn.data.sources.captioned_files import split_by_hash
+from sdn.data.sources.captioned_files import split_of_image
 from sdn.data.sources.layouts import content, found_in, path_inside, place, split_in_name
 from sdn.data.sources.listing import Listing, plain_key
 from sdn.data.sources.parquet_columns import Columns, columns_of
@@ -85,7 +85,7 @@ class _RowGroup:
             key=key,
             image=image,
             captions=captions,
-            split=split_in_name(self.name) or split_by_hash(image, self.config),
+            split=split_of_image(split_in_name(self.name), image, self.config),
             labels=columns.labels_of(row),
             where=where,
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sdn.data.records import DeadLetter, Exclusion, Record
 from sdn.data.sources import PARTITION_RECORDS
-from sdn.data.sources.captioned_files import split_by_hash
+from sdn.data.sources.captioned_files import split_of_image
 from sdn.data.sources.layouts import found_in, place, split_in_name
 from sdn.data.sources.listing import Listing, path_hash, plain_key
 from sdn.data.sources.tars_members import DamagedTarError, Members
@@ -86,7 +86,7 @@ class _Tar:
             key=key,
             image=image,
             captions=sample.captions(about, self.config.caption_field),
-            split=split or split_by_hash(image, self.config),
+            split=split_of_image(split, image, self.config),
             labels=sample.labels(about),
             where=where,
         )
