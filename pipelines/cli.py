@@ -193,6 +193,15 @@ def generate(
             "--each", min=1, help="Images of each caption, with this and the following seeds."
         ),
     ] = 1,
+    noise_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--noise-scale",
+            min=0,
+            help="Below 1 images of a caption are more alike and meet it more often, above 1 they "
+            "differ more [default: the model's own]",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw images of captions with the champion of the registry, or another model."""
@@ -202,8 +211,10 @@ def generate(
         quiet()
         names_a_file(out, len(captions) * each)  # refused before anything is drawn
         found = find_model(model, store)
-        drawn = draw(found.folder, captions, seed=seed, each=each)
-        images = write_images(drawn, captions, out, model=found, seed=seed, each=each)
+        drawn = draw(found.folder, captions, seed=seed, each=each, noise_scale=noise_scale)
+        images = write_images(
+            drawn, captions, out, model=found, seed=seed, each=each, noise_scale=noise_scale
+        )
         if not as_json:
             for n, path in enumerate(images):
                 say(f"{path}: {captions[n // each]} ({found.title})")

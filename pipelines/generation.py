@@ -84,7 +84,14 @@ def find_model(model: str | None, store: str | None) -> FoundModel:
     )
 
 
-def draw(folder: Path, captions: Sequence[str], *, seed: int = 0, each: int = 1) -> Tensor:
+def draw(
+    folder: Path,
+    captions: Sequence[str],
+    *,
+    seed: int = 0,
+    each: int = 1,
+    noise_scale: float | None = None,
+) -> Tensor:
     """(N * each, 3, H, W) uint8 pixels of N captions, those of a caption together.
 
     Args:
@@ -92,10 +99,11 @@ def draw(folder: Path, captions: Sequence[str], *, seed: int = 0, each: int = 1)
         captions: at least one.
         seed: of the noise, for models that have some.
         each: images of a caption, with this seed and those that follow it.
+        noise_scale: of the noise, in place of the model's own.
 
     Raises:
         TypeError, ValueError: a caption that no picture can be made of, a damaged model, or several
-            images of a caption by a model that has one.
+            images of a caption, or a noise scale, for a model without noise.
         FileNotFoundError: the folder holds no model.
     """
     import torch
@@ -108,11 +116,16 @@ def draw(folder: Path, captions: Sequence[str], *, seed: int = 0, each: int = 1)
             f"{each} images of a caption: the model has no noise and draws one; leave --each out, "
             "or train with student.noise=32 and a stage three"
         )
-    drawn = [model(captions, seed=one) for one in range(seed, seed + each)]
+    if noise_scale is not None and not model.noise:
+        raise ValueError("a noise scale for a model that has no noise: leave --noise-scale out")
+    seeds = range(seed, seed + each)
+    drawn = [model(captions, seed=one, noise_scale=noise_scale) for one in seeds]
     return torch.stack(drawn, dim=1).flatten(0, 1)
 
 
-def image_metadata(model: FoundModel, caption: str, seed: int) -> dict[str, str]:
+def image_metadata(
+    model: FoundModel, caption: str, seed: int, noise_scale: float | None = None
+) -> dict[str, str]:
     """Text chunks of a PNG file by which `sdn lineage` finds the model that drew it."""
     values = {
         "model": model.name,
@@ -122,6 +135,8 @@ def image_metadata(model: FoundModel, caption: str, seed: int) -> dict[str, str]
         "seed": str(seed),
         "sha256": model.sha256,
     }
+    if noise_scale is not None:
+        values["noise_scale"] = f"{noise_scale:g}"
     return {f"sdn:{name}": value for name, value in values.items()}
 
 
@@ -153,6 +168,7 @@ def write_images(
     model: FoundModel,
     seed: int,
     each: int = 1,
+    noise_scale: float | None = None,
 ) -> list[Path]:
     """Write PNG files that say in their metadata which model drew what.
 
@@ -163,6 +179,7 @@ def write_images(
         model: what drew them.
         seed: of the first image of each caption; kept in the metadata, as are those that follow.
         each: images of a caption.
+        noise_scale: as given to `draw`.
 
     Raises:
         ValueError: several images into one file.
@@ -181,10 +198,11 @@ def write_images(
             base, number = f"{plain}-{number}", number + 1
         bases.append(base)
         for k in range(each):
-            # Another seed is another image: it overwrites none.
-            name = f"{base}-seed-{seed + k}.png" if each > 1 or seed else f"{base}.png"
-            path = out if single and out is not None else folder / name
-            about = image_metadata(model, caption, seed + k)
+            # Another seed or noise scale is another image: it overwrites none.
+            of_seed = f"-seed-{seed + k}" if each > 1 or seed else ""
+            of_scale = "" if noise_scale is None else f"-noise-{noise_scale:g}"
+            path = out if single and out is not None else folder / f"{base}{of_seed}{of_scale}.png"
+            about = image_metadata(model, caption, seed + k, noise_scale)
             path.write_bytes(encode_png(pixels[n * each + k], about))
             paths.append(path)
     return paths

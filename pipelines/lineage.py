@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Shards that are named; the others are counted."""
 _DRAWN_BY = ("model", "version", "uri", "caption", "seed", "sha256")
+_DRAWN_WITH = ("noise_scale",)
+"""What an image names where it was asked for."""
 _START = "start"
 """Role of the model that a stage starts from: the stage before, or what a champion was."""
 _TRAINED = tuple(reversed(STUDENT_STAGES))
@@ -122,7 +124,8 @@ def drawn_by(path: Path) -> dict[str, str]:
             f"{path} does not say which model drew it (no {', '.join(missing)} in its metadata): "
             "only files of `sdn generate` do, as long as no other program has rewritten them"
         )
-    return {name: text[f"sdn:{name}"] for name in _DRAWN_BY}
+    named = [*_DRAWN_BY, *(name for name in _DRAWN_WITH if f"sdn:{name}" in text)]
+    return {name: text[f"sdn:{name}"] for name in named}
 
 
 def _registry_there(settings: Settings) -> bool:

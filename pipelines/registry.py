@@ -166,7 +166,12 @@ def _log_model(
         inputs=Schema([ColSpec(AnyType())]),  # type: ignore[no-untyped-call]
         outputs=Schema([ColSpec(DataType.binary)]),
         params=ParamSchema(
-            [ParamSpec("seed", DataType.long, 0), ParamSpec("scale", DataType.long, 1)]
+            [
+                ParamSpec("seed", DataType.long, 0),
+                ParamSpec("scale", DataType.long, 1),
+                # The model's own; a schema of MLflow's takes no null.
+                ParamSpec("noise_scale", DataType.double, -1.0),
+            ]
         ),
     )
     mlflow.set_experiment(experiment_id=tracker.experiment)

@@ -35,7 +35,9 @@ def uniform_rows(names: Iterable[str | bytes], size: int, *, seed: int, of: str)
     return _rows(names, size, seed, of, torch.Tensor.uniform_)
 
 
-def coded(text: Tensor, noise: int, names: Iterable[str | bytes], *, seed: int) -> Tensor:
+def coded(
+    text: Tensor, noise: int, names: Iterable[str | bytes], *, seed: int, scale: float = 1.0
+) -> Tensor:
     """What a student reads: the text embedding, and beside it noise where it has some.
 
     Args:
@@ -43,13 +45,15 @@ def coded(text: Tensor, noise: int, names: Iterable[str | bytes], *, seed: int) 
         noise: numbers of noise, Z.
         names: of the B rows; of others no noise is drawn.
         seed: see `normal_rows`.
+        scale: standard deviation of the noise; that of training is 1. Less is the truncation of
+            Brock et al. 2019, arXiv:1809.11096, but that nothing is cut off.
 
     Returns:
         (B, D + Z), on the device of `text`.
     """
     if noise == 0:
         return text
-    drawn = normal_rows(names, noise, seed=seed, of="noise")
+    drawn = normal_rows(names, noise, seed=seed, of="noise") * scale
     return torch.cat([text, drawn.to(text)], dim=1)
 
 

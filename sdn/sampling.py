@@ -24,6 +24,7 @@ from sdn.captions import (
     open_encoder,
     save_encoder,
 )
+from sdn.config.networks import MOST_NOISE
 from sdn.data.images import to_pixels
 from sdn.noise import coded
 from sdn.student import Student
@@ -58,41 +59,52 @@ class Synthesizer:
     student: Student
     resolution: int
     max_chars: int
+    noise_scale: float = 1.0
+    """Standard deviation of the noise where a call names no other."""
 
     @property
     def noise(self) -> bool:
         """Whether the seed changes the image; the faithful student has no noise."""
         return self.student.noise > 0
 
-    def __call__(self, captions: Sequence[str], *, seed: int = 0) -> Tensor:
+    def __call__(
+        self, captions: Sequence[str], *, seed: int = 0, noise_scale: float | None = None
+    ) -> Tensor:
         """One image a caption.
 
         Args:
             captions: at least one.
             seed: of the noise, for models that have some.
+            noise_scale: in place of the model's own, 0 to `MOST_NOISE`.
 
         Returns:
             (N, 3, H, W) uint8 pixels, RGB.
 
         Raises:
             TypeError, ValueError: a caption that no picture can be made of; of several the text
-                names its position.
+                names its position. A noise scale that is out of range.
         """
-        return self.of_data(self._checked(captions), seed=seed)
+        scale = self.noise_scale if noise_scale is None else noise_scale
+        if not 0 <= scale <= MOST_NOISE:
+            raise ValueError(f"the noise scale must be 0 to {MOST_NOISE}, not {scale}")
+        return self.of_data(self._checked(captions), seed=seed, noise_scale=scale)
 
     @_one_thread()
-    def of_data(self, captions: Sequence[str], *, seed: int = 0) -> Tensor:
+    def of_data(
+        self, captions: Sequence[str], *, seed: int = 0, noise_scale: float | None = None
+    ) -> Tensor:
         """As calling, for captions of a data set: one that is too long is cut, as in training."""
-        return torch.cat([self._drawn(caption, seed) for caption in captions])
+        scale = self.noise_scale if noise_scale is None else noise_scale
+        return torch.cat([self._drawn(caption, seed, scale) for caption in captions])
 
     @torch.inference_mode()
-    def _drawn(self, caption: str, seed: int) -> Tensor:
+    def _drawn(self, caption: str, seed: int, noise_scale: float) -> Tensor:
         """(1, 3, H, W) uint8: one caption alone in float32, so repeatable."""
         text = self.encoder.encode([caption])
         # Noise is named by what the encoder reads, not by the embedding: a processor that rounds
         # the last bit otherwise would get another image altogether.
         read = normalise(caption)[: self.max_chars]
-        code = coded(text, self.student.noise, [read], seed=seed)
+        code = coded(text, self.student.noise, [read], seed=seed, scale=noise_scale)
         return to_pixels(self.student(code)["image"])
 
     def _checked(self, captions: Sequence[str]) -> list[str]:
@@ -160,6 +172,7 @@ def open_synthesizer(folder: Path) -> Synthesizer:
         student=channels_last(student),
         resolution=settings["resolution"],
         max_chars=settings["max_chars"],
+        noise_scale=float(settings.get("noise_scale", 1)),
     )
 
 

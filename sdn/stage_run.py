@@ -282,6 +282,7 @@ def write_model(
             "text_dim": config.captions.dim,
             "width": config.teacher.width * config.student.width,
             "noise": student.noise,
+            "noise_scale": config.student.noise_scale,
             "condition": student.condition,
             "leak": student.leak,
             "chroma": student.chroma,

@@ -7,6 +7,9 @@ from typing import Literal
 
 from sdn.config.required import require
 
+MOST_NOISE = 3.0
+"""Largest factor on a student's noise; farther from what it was trained with nothing is drawn."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherConfig:
@@ -115,6 +118,9 @@ class StudentConfig:
     noise: int = 0
     """Random numbers beside the text embedding, so that one caption can have many images; 0 as in
     the paper. Of use with a stage three alone: a distance to one image teaches to ignore it."""
+    noise_scale: float = 1.0
+    """Factor on the noise of the images that a finished model draws, >= 0; training has 1. Below,
+    images of a caption lie nearer together and meet it more often; above, further apart."""
     condition: Literal["top", "levels"] = "top"
     """Where the text enters. top: where the student begins, as in the paper. levels: at each
     convolution too, as a scale and a shift of its sums."""
@@ -132,3 +138,7 @@ class StudentConfig:
             self.chroma in (1, 2, 4, 8), f"student.chroma must be 1, 2, 4 or 8, not {self.chroma}"
         )
         require(self.noise >= 0, f"student.noise must be >= 0, not {self.noise}")
+        require(
+            0 <= self.noise_scale <= MOST_NOISE,
+            f"student.noise_scale must be in [0, {MOST_NOISE}], not {self.noise_scale}",
+        )

@@ -175,6 +175,7 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("data.failure_budget", "1", r"data.failure_budget must be in \[0, 1\), not 1"),
         ("data.validation_share", "-0.1", r"data.validation_share must be in \[0, 1\), not -0.1"),
         ("student.chroma", "3", r"student.chroma must be 1, 2, 4 or 8, not 3"),
+        ("student.noise_scale", "3.5", r"student.noise_scale must be in \[0, 3.0\], not 3.5"),
         ("teacher.width", "0", r"teacher.width must be in \(0, 4\], not 0"),
         ("teacher.epochs", "-1", "teacher.epochs must be >= 0, not -1"),
         ("teacher.batch", "1", "teacher.batch must be > 1"),

@@ -107,6 +107,24 @@ def test_images_of_a_caption_follow_their_seeds(tmp_path):
         draw(plain, ["a bird"], each=2)
 
 
+def test_another_noise_scale_is_another_image(tmp_path):
+    """It has its own name and says so in its metadata; a model without noise has no such thing."""
+    noise = dataclasses.replace(CONFIG, student=StudentConfig(init="he", noise=4, noise_scale=2))
+    noisy = write_small_model(tmp_path / "noisy", noise)
+    own, same, less = (draw(noisy, ["a bird"], noise_scale=scale) for scale in (None, 2.0, 0.5))
+    assert torch.equal(own, same)
+    assert not torch.equal(own, less)
+    write_images(own, ["a bird"], tmp_path, model=MODEL, seed=0)
+    (path,) = write_images(less, ["a bird"], tmp_path, model=MODEL, seed=0, noise_scale=0.5)
+    assert (tmp_path / "a-bird.png").exists()
+    assert path.name == "a-bird-noise-0.5.png"
+    with Image.open(path) as image:
+        assert image.text["sdn:noise_scale"] == "0.5"
+    plain = write_small_model(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"no noise: leave --noise-scale out"):
+        draw(plain, ["a bird"], noise_scale=0.5)
+
+
 @pytest.mark.parametrize(
     "captions",
     [

@@ -169,7 +169,16 @@ def test_from_an_image(place, tmp_path):
     assert complete(place, found)
     assert found.image["caption"] == "ein größerer Käfer"
     assert found.image["seed"] == "3"
+    assert "noise_scale" not in found.image
     assert found.image["sha256"] == found.model["sha256"]
+
+
+def test_an_image_says_with_which_noise_scale_it_was_drawn(place, tmp_path):
+    """Where it was asked for one."""
+    model = find_model(place.uri, str(place.store.root))
+    pixels = draw(model.folder, ["a"])
+    (path,) = write_images(pixels, ["a"], tmp_path, model=model, seed=0, noise_scale=0.5)
+    assert place.trace(path).image["noise_scale"] == "0.5"
 
 
 def test_from_an_image_that_a_model_folder_drew(place, tmp_path):

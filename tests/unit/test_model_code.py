@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from registered_model import CAPTIONS, write_small_model
+from registered_model import CAPTIONS, CONFIG, write_small_model
 
 from pipelines.model_code import TextToImage
+from sdn.config import StudentConfig
 from sdn.sampling import encode_png, open_synthesizer
 
 TWO = ["a red house", "two dogs: dark"]
@@ -77,6 +79,20 @@ def test_scale_repeats_pixels(loaded, wanted):
     small, large = (np.asarray(Image.open(io.BytesIO(png))) for png in (wanted[0], large))
     assert large.shape == (96, 96, 3)
     assert np.array_equal(large, small.repeat(3, 0).repeat(3, 1))
+
+
+def test_the_noise_scale_is_that_of_the_model_or_of_the_parameter(tmp_path):
+    """-1, which a schema's default must be in the place of nothing, is the model's own."""
+    config = dataclasses.replace(CONFIG, student=StudentConfig(init="he", noise=4, noise_scale=2))
+    noisy = TextToImage()
+    folder = write_small_model(tmp_path / "noisy", config)
+    noisy.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+    own = noisy.predict(None, TWO)
+    for scale in (-1.0, 2.0, np.float64(2)):
+        assert noisy.predict(None, TWO, {"noise_scale": scale}) == own
+    assert noisy.predict(None, TWO, {"noise_scale": 1.0}) != own
+    with pytest.raises(MlflowException, match=r"noise_scale must be 0\.\.3\.0, or -1, not 4"):
+        noisy.predict(None, TWO, {"noise_scale": 4.0})
 
 
 @pytest.mark.parametrize("scale", [0, -1, 17])

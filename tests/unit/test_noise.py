@@ -43,3 +43,6 @@ def test_the_student_reads_text_and_noise():
     code = coded(text, 6, names, seed=0)
     assert torch.equal(code[:, :4], text)
     assert torch.equal(code[:, 4:], normal_rows(names, 6, seed=0, of="noise"))
+    wider = coded(text, 6, names, seed=0, scale=1.5)
+    assert torch.equal(wider[:, :4], text)
+    assert torch.equal(wider[:, 4:], 1.5 * code[:, 4:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -76,7 +77,13 @@ def test_a_model_that_departs_from_its_teacher_is_read_back(tmp_path):
         data=DataConfig(resolution=32),
         teacher=TeacherConfig(arch="vgg11", width=0.1),
         student=StudentConfig(
-            init="he", width=0.5, noise=3, condition="levels", leak=0.2, chroma=4
+            init="he",
+            width=0.5,
+            noise=3,
+            noise_scale=1.5,
+            condition="levels",
+            leak=0.2,
+            chroma=4,
         ),
         captions=CaptionConfig(dim=8, width=8, max_chars=40),
     )
@@ -91,8 +98,25 @@ def test_a_model_that_departs_from_its_teacher_is_read_back(tmp_path):
     opened = open_synthesizer(tmp_path / "model")
     assert opened.student.blocks == blocks_of("vgg11", WIDTH)
     drawing = channels_last(student.eval())
-    given = Synthesizer(encoder=opened.encoder, student=drawing, resolution=32, max_chars=40)
+    given = Synthesizer(
+        encoder=opened.encoder, student=drawing, resolution=32, max_chars=40, noise_scale=1.5
+    )
     assert torch.equal(opened(CAPTIONS), given(CAPTIONS))
+
+
+def test_the_noise_scale_is_the_models_or_that_of_a_call():
+    """0 draws one image whatever the seed; a scale moves images as far; outside it is refused."""
+    plain = model(noise=8)
+    wide = dataclasses.replace(plain, noise_scale=2.0)
+    assert torch.equal(plain(CAPTIONS, seed=3, noise_scale=2.0), wide(CAPTIONS, seed=3))
+    assert torch.equal(wide(CAPTIONS, noise_scale=1.0), plain.of_data(CAPTIONS))
+    still = plain(CAPTIONS, noise_scale=0.0)
+    assert torch.equal(still, plain(CAPTIONS, seed=5, noise_scale=0.0))
+    moved = [(one(CAPTIONS, seed=3).float() - still.float()).abs().mean() for one in (plain, wide)]
+    assert 0 < moved[0] < moved[1]
+    for scale in (-0.1, 3.1, float("nan")):
+        with pytest.raises(ValueError, match="noise scale must be 0 to 3"):
+            plain(CAPTIONS, noise_scale=scale)
 
 
 def test_save_and_open_give_identical_pixels(tmp_path):
