@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import tiny_data
@@ -90,7 +91,8 @@ def test_fitted_teacher_is_written_with_its_means(data, tmp_path):
     assert result["fitted"] is True
     assert result["sha256"] == file_digest(tmp_path / TEACHER)
     assert result["classes"] == {"colour": 3}
-    assert len(reports) == 2  # the last of 9 steps, and the accuracy
+    assert len(reports) == 3  # the last of 9 steps, what comes after them, and the accuracy
+    assert re.fullmatch(r"looks at \d+ images", reports[1][1])
     assert reports[-1][1].startswith("accuracy colour ")
     shares = [share for share, _ in reports]
     assert shares == sorted(shares)
@@ -120,6 +122,10 @@ def test_accuracy_is_of_images_that_were_not_fitted_on(data, tmp_path, monkeypat
     tiny_data.write(bare, [coloured(n, "train") for n in range(12)])
     write_teacher(tmp_path, bare, CONFIG)
     assert len(seen[1][0]) == 12
+    monkeypatch.setattr(sdn.fitting, "_JUDGED", 4)
+    write_teacher(tmp_path, bare, CONFIG)
+    assert torch.equal(seen[2][0], seen[1][0][[0, 3, 6, 9]])
+    assert torch.equal(seen[2][1].values["colour"], seen[1][1].values["colour"][[0, 3, 6, 9]])
 
 
 def test_fitting_reads_the_training_split_only(data, tmp_path):
