@@ -280,6 +280,12 @@ def _track(run: Run, tracked: Tracked, stages: dict[str, Done]) -> None:
         tracker.finish(parent)
 
 
+_OF_NOISE = (
+    " The parameter `noise_scale` is {:g} where none is given; with less, images of a caption are "
+    "more alike and meet it more often."
+)
+
+
 def example_caption(config: RunConfig, scored: Done) -> str:
     """A caption to show the model's input with."""
     if config.data.source == "openmoji":
@@ -317,6 +323,7 @@ def model_card(run: Run, stages: dict[str, Done], origin: Origin | None = None) 
         "",
         f"Use, with `MLFLOW_TRACKING_URI={shown_uri(run.settings)}` in the environment: "
         f"`mlflow.pyfunc.load_model('models:/sdn-{run.config.name}@{CHAMPION}')"
-        ".predict(['a caption'], params={'seed': 1})` gives PNG bytes.",
+        ".predict(['a caption'], params={'seed': 1})` gives PNG bytes."
+        + (_OF_NOISE.format(run.config.student.noise_scale) if run.config.student.noise else ""),
     ]
     return "\n".join(lines)
