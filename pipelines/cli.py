@@ -198,8 +198,8 @@ def generate(
         typer.Option(
             "--noise-scale",
             min=0,
-            help="Below 1 images of a caption are more alike and meet it more often, above 1 they "
-            "differ more [default: the model's own]",
+            help="0 to 3: below 1 images of a caption are more alike, above they differ more "
+            "[default: the model's own]",
         ),
     ] = None,
     as_json: JsonOption = False,

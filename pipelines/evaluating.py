@@ -14,7 +14,7 @@ from pipelines.preparing import data_set
 from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage
 from sdn.captions import normalise, open_encoder
-from sdn.config import to_dict
+from sdn.config import to_dict, to_key
 from sdn.draws import Draws, plan_draws
 from sdn.evaluation import (
     REAL,
@@ -111,7 +111,7 @@ def evaluate(run: Run, inputs: dict[str, Done], models: Mapping[str, Model]) -> 
     stage = Stage(
         name="evaluate",
         config=to_dict(run.config.evaluation)
-        | {"untrained": [to_dict(run.config.student), run.config.stage_one.seed]},
+        | {"untrained": [to_key(run.config.student), run.config.stage_one.seed]},
         inputs={role: done.key for role, done in inputs.items() if role != "data"}
         | {"data": inputs["data"].result["manifest"]}
         | {name: model.digest for name, model in models.items()},
@@ -172,6 +172,7 @@ def _evaluate(
             "reference": {"sha256": about["digest"], "images": about["images"]["test"]},
             "judge": inputs["judge"].key,
             "judge_held_out_score": inputs["judge"].result["held_out_score"],
+            "noise_scale": opened[last].noise_scale if opened[last].noise else None,
         },
         "model": last,
         "headline": scores[last]["pixels/top1_score"]["value"],

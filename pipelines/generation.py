@@ -136,7 +136,7 @@ def image_metadata(
         "sha256": model.sha256,
     }
     if noise_scale is not None:
-        values["noise_scale"] = f"{noise_scale:g}"
+        values["noise_scale"] = str(noise_scale)
     return {f"sdn:{name}": value for name, value in values.items()}
 
 
@@ -200,7 +200,7 @@ def write_images(
         for k in range(each):
             # Another seed or noise scale is another image: it overwrites none.
             of_seed = f"-seed-{seed + k}" if each > 1 or seed else ""
-            of_scale = "" if noise_scale is None else f"-noise-{noise_scale:g}"
+            of_scale = "" if noise_scale is None else f"-noise-{noise_scale}"
             path = out if single and out is not None else folder / f"{base}{of_seed}{of_scale}.png"
             about = image_metadata(model, caption, seed + k, noise_scale)
             path.write_bytes(encode_png(pixels[n * each + k], about))

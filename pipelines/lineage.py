@@ -21,7 +21,7 @@ SHOWN = 20
 """Shards that are named; the others are counted."""
 _DRAWN_BY = ("model", "version", "uri", "caption", "seed", "sha256")
 _DRAWN_WITH = ("noise_scale",)
-"""What an image names where it was asked for."""
+"""What an image names where `sdn generate` was given it."""
 _START = "start"
 """Role of the model that a stage starts from: the stage before, or what a champion was."""
 _TRAINED = tuple(reversed(STUDENT_STAGES))

@@ -44,7 +44,9 @@ def lineage(
 
 def _show(found: Lineage) -> None:
     if found.image is not None:
-        say(f"Drawn: {found.image['caption']!r}, seed {found.image['seed']}")
+        scale = found.image.get("noise_scale")
+        noise = f", noise scale {scale}" if scale else ""
+        say(f"Drawn: {found.image['caption']!r}, seed {found.image['seed']}{noise}")
     shards = found.data.get("shards", [])
     facts = {name: value for name, value in found.data.items() if name != "shards"}
     for what, values in (("model", found.model), ("decision", found.decision), ("data", facts)):

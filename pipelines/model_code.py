@@ -13,7 +13,6 @@ from mlflow.pyfunc.model import PythonModel
 
 _LARGEST = 16
 _COLUMN = "caption"
-_OWN = -1
 
 
 def _refused(text: str) -> MlflowException:
@@ -38,9 +37,9 @@ class TextToImage(PythonModel):
             context: MLflow's.
             model_input: one caption, a list or numpy array of them, a data frame with the column
                 `caption` or with one column, or `{"caption": [...]}`.
-            params: `seed` of the noise, for students that have some; `noise_scale`, its standard
-                deviation, -1 for the model's own; `scale`, 1..16, the side in pixels of the square
-                that each drawn pixel becomes.
+            params: `seed` of the noise, for students that have some; `noise_scale`, 0..3, its
+                standard deviation in place of the model's own; `scale`, 1..16, the side in pixels
+                of the square that each drawn pixel becomes.
 
         Raises:
             MlflowException: a caption that no picture can be made of, by its position, or an
@@ -53,15 +52,15 @@ class TextToImage(PythonModel):
         seed, scale = given.get("seed", 0), given.get("scale", 1)
         if not 1 <= scale <= _LARGEST:
             raise _refused(f"scale must be 1..{_LARGEST}, not {scale}")
-        noise_scale = given.get("noise_scale", _OWN)
-        if noise_scale != _OWN and not 0 <= noise_scale <= MOST_NOISE:
-            raise _refused(f"noise_scale must be 0..{MOST_NOISE}, or -1, not {noise_scale}")
+        noise_scale = given.get("noise_scale")
+        if noise_scale is not None and not 0 <= noise_scale <= MOST_NOISE:
+            raise _refused(f"noise_scale must be 0..{MOST_NOISE:g}, not {noise_scale}")
         captions = _captions(model_input)
         try:
             drawn = self.synthesizer(
                 captions,
                 seed=int(seed),
-                noise_scale=None if noise_scale == _OWN else float(noise_scale),
+                noise_scale=None if noise_scale is None else float(noise_scale),
             )
         except (TypeError, ValueError) as error:
             raise _refused(f"caption {error}" if len(captions) > 1 else str(error)) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cluster import start_ray
 from pipelines.stage import Stage
 from pipelines.store import folder_lock, open_files
-from sdn.config import DataConfig, from_dict, to_dict, with_overrides
+from sdn.config import DataConfig, from_dict, to_key, with_overrides
 from sdn.data import claims
 from sdn.data.dataset import DataSet, open_dataset
 from sdn.data.dead_letters import KeptLetter, read_list
@@ -145,11 +145,11 @@ def prepare_stage(config: DataConfig, settings: Settings) -> Stage:
     if config.source == PREPARED:
         return Stage(
             name="prepare",
-            config=to_dict(config),
+            config=to_key(config),
             inputs={"data": read_manifest(_prepared(config, settings)).digest},
         )
     found = fingerprint(config, _source(config, settings))
-    return Stage(name="prepare", config=to_dict(config), inputs={"source": found})
+    return Stage(name="prepare", config=to_key(config), inputs={"source": found})
 
 
 def prepare_into_store(

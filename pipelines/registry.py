@@ -169,8 +169,7 @@ def _log_model(
             [
                 ParamSpec("seed", DataType.long, 0),
                 ParamSpec("scale", DataType.long, 1),
-                # The model's own; a schema of MLflow's takes no null.
-                ParamSpec("noise_scale", DataType.double, -1.0),
+                ParamSpec("noise_scale", DataType.double, None),  # the model's own
             ]
         ),
     )

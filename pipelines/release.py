@@ -282,7 +282,7 @@ def _track(run: Run, tracked: Tracked, stages: dict[str, Done]) -> None:
 
 _OF_NOISE = (
     " The parameter `noise_scale` is {:g} where none is given; with less, images of a caption are "
-    "more alike and meet it more often."
+    "more alike."
 )
 
 

@@ -162,11 +162,12 @@ def withheld(rows: Mapping[str, Scores]) -> list[str]:
 def how_measured(settings: Mapping[str, Any]) -> str:
     """What every score is of, in one sentence."""
     features, real = settings["features"], settings["reference"]
-    size = features["input_px"]
+    size, scale = features["input_px"], settings.get("noise_scale")
+    noise = f", drawn with {scale:g} times the noise of training" if scale not in (None, 1) else ""
     seen = f"{size} px ({features['resize']})" if isinstance(size, int) else size
     return (
         f"Protocol {settings['protocol']}: {settings['images']:,} images of "
-        f"{settings['image_px']} px, for {settings['different_images']:,} true images; "
+        f"{settings['image_px']} px{noise}, for {settings['different_images']:,} true images; "
         f"features: {features['network']} "
         f"(SHA-256 {features['sha256'][:12]}), {features['dim']} numbers, input {seen}; reference: "
         f"{real['images']:,} test images (SHA-256 {real['sha256'][:12]}). Intervals are of 95%."

@@ -24,7 +24,7 @@ from pipelines.run import Done, Job, last_of
 from pipelines.stage import Stage
 from pipelines.store import StoreError
 from sdn.checking import check_config
-from sdn.config import DataConfig, RunConfig, StageConfig, from_dict, to_dict, with_overrides
+from sdn.config import DataConfig, RunConfig, StageConfig, from_dict, to_key, with_overrides
 from sdn.data.history import came_since
 from sdn.data.sources import PREPARED
 from sdn.stage_run import CONFIG
@@ -42,6 +42,7 @@ EPOCHS_SHARE, RATE_SHARE = 0.25, 0.3
 _OF_A_RETRAINING = (
     "stage_two.",
     "stage_three.",
+    "student.noise_scale",
     "evaluation.",
     "promotion.",
     "lanes",
@@ -291,7 +292,7 @@ def retrained(
 
 def data_job(config: RunConfig, manifest: Manifest) -> Job:
     """The stage of preparation of one version of a prepared data set, whatever came since."""
-    stage = Stage(name="prepare", config=to_dict(config.data), inputs={"data": manifest.digest})
+    stage = Stage(name="prepare", config=to_key(config.data), inputs={"data": manifest.digest})
     return Job(stage=stage, work=lambda _: about_version(manifest, config.data.path))
 
 

@@ -15,7 +15,8 @@ from pipelines.run import Done, Job, Run
 from pipelines.stage import Stage
 from pipelines.supervising import finished, train_stage
 from pipelines.worker import StageOrder
-from sdn.config import to_dict
+from sdn.config import to_dict, to_key
+from sdn.data.sources import PREPARED
 
 if TYPE_CHECKING:
     from sdn.checkpoint import Checkpoint
@@ -61,12 +62,14 @@ def check_splits(config: RunConfig, samples: dict[str, int]) -> None:
         )
     held = samples.get("validation", 0)
     if config.search.trials > 1 and held < LEAST_TEST:
+        made = config.data.source == PREPARED
+        raised = "prepare the data set anew with a larger" if made else "raise"
         raise ValueError(
             f"the data set has {held or 'no'} validation images to rank trials on, and needs "
-            f"{LEAST_TEST} ({found}): raise data.validation_share or, where names of files or "
-            "folders say which images are to train, have it drawn from those with --set "
-            "data.validation_from_train=true, or put some into a folder named validation; or "
-            "search nothing with --set search.trials=0"
+            f"{LEAST_TEST} ({found}): {raised} data.validation_share or, where files, folders or "
+            "fields say which images are to train, have it drawn from those with "
+            "data.validation_from_train=true, or put some into a file or folder named validation; "
+            "or search nothing with --set search.trials=0"
         )
 
 
@@ -198,11 +201,12 @@ def _trained(run: Run, order: StageOrder, folder: Path, said: Said) -> Checkpoin
 def distillation_stage(run: Run, name: str, stage: StageConfig, inputs: dict[str, str]) -> Stage:
     """Key of a stage of the student: its config, what shapes the student, and its inputs.
 
-    The number of workers is no part of it: the samples and their order do not depend on it.
+    The noise scale is of the model that a stage writes, so another one is another stage. The number
+    of workers is no part of it: the samples and their order do not depend on it.
     """
     config = {
         "stage": to_dict(stage),
-        "student": to_dict(run.config.student),
+        "student": to_key(run.config.student),
         "lanes": run.config.lanes,
     }
     return Stage(name=name, config=config, inputs=inputs)

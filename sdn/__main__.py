@@ -23,7 +23,7 @@ import torch
 
 from sdn import METHOD_VERSION
 from sdn.checking import check_config
-from sdn.config import to_dict, with_overrides
+from sdn.config import to_key, with_overrides
 from sdn.data.files import LocalFolder
 from sdn.data.manifest import MANIFEST
 from sdn.memory import keep_freed_memory
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipe", default="openmoji", choices=list(RECIPES))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0, help="for generate, of models with noise")
+    parser.add_argument("--noise-scale", type=float, help="for generate, of models with noise")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of all results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=available_cores())
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = with_overrides(recipe(chosen.recipe), _changes(chosen.set))
         check_config(config)
         if chosen.step == "generate":
-            generate(chosen.captions, chosen.work, chosen.seed)
+            generate(chosen.captions, chosen.work, chosen.seed, chosen.noise_scale)
             return
         every = [step for step in STEPS if step != "stage-three" or config.stage_three.epochs]
         for step in every if chosen.step == "all" else (chosen.step,):
@@ -121,11 +122,11 @@ def _claim(step: str, config: RunConfig, work: Path) -> None:
     """Note what a step's folder is made from; refuse one that was made from something else."""
     own = {"prepare": "data"}.get(step, step.replace("-", "_"))
     wanted: dict[str, Any] = {
-        "config": to_dict(getattr(config, own)),
+        "config": to_key(getattr(config, own)),
         "method": METHOD_VERSION,
     }
     if step.startswith("stage"):
-        wanted |= {"student": to_dict(config.student), "lanes": config.lanes}
+        wanted |= {"student": to_key(config.student), "lanes": config.lanes}
     for earlier in STEPS[: STEPS.index(step)]:
         result = work / earlier / RESULTS[earlier]
         if not ((result.parent / DONE).exists() and result.exists()):
@@ -228,7 +229,9 @@ def _progress(step: StepReport) -> None:
     _say(step.step / step.steps, f"loss {total:.4f}, {step.images_per_s:.0f} images/s")
 
 
-def generate(captions: list[str], work: Path, seed: int = 0) -> None:
+def generate(
+    captions: list[str], work: Path, seed: int = 0, noise_scale: float | None = None
+) -> None:
     """Draw captions with the model of the last stage that there is.
 
     Raises:
@@ -241,11 +244,12 @@ def generate(captions: list[str], work: Path, seed: int = 0) -> None:
         raise ValueError('nothing to draw: give captions, as in `generate "a red bird"`')
     finished = [work / step for step in ("stage-three", "stage-two", "stage-one")]
     folder = next((path for path in finished if (path / STUDENT).is_file()), finished[0])
-    for caption, pixels in zip(
-        captions, open_synthesizer(folder)(captions, seed=seed), strict=True
-    ):
+    drawn = open_synthesizer(folder)(captions, seed=seed, noise_scale=noise_scale)
+    for caption, pixels in zip(captions, drawn, strict=True):
         name = "-".join(caption.lower().split())[:60].replace("/", "-")
-        path = work / (f"{name}-seed-{seed}.png" if seed else f"{name}.png")
+        of_seed = f"-seed-{seed}" if seed else ""
+        of_scale = "" if noise_scale is None else f"-noise-{noise_scale}"
+        path = work / f"{name}{of_seed}{of_scale}.png"
         path.write_bytes(encode_png(pixels))
         print(path)
 

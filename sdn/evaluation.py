@@ -287,6 +287,7 @@ def synthesizer_of(
         student=student.requires_grad_(requires_grad=False).eval(),
         resolution=config.data.resolution,
         max_chars=config.captions.max_chars,
+        noise_scale=config.student.noise_scale,
     )
 
 

@@ -45,8 +45,8 @@ def coded(
         noise: numbers of noise, Z.
         names: of the B rows; of others no noise is drawn.
         seed: see `normal_rows`.
-        scale: standard deviation of the noise; that of training is 1. Less is the truncation of
-            Brock et al. 2019, arXiv:1809.11096, but that nothing is cut off.
+        scale: standard deviation of the noise; that of training is 1. Less is the reduced
+            temperature of Kingma & Dhariwal 2018, arXiv:1807.03039.
 
     Returns:
         (B, D + Z), on the device of `text`.

@@ -84,9 +84,7 @@ class Synthesizer:
             TypeError, ValueError: a caption that no picture can be made of; of several the text
                 names its position. A noise scale that is out of range.
         """
-        scale = self.noise_scale if noise_scale is None else noise_scale
-        if not 0 <= scale <= MOST_NOISE:
-            raise ValueError(f"the noise scale must be 0 to {MOST_NOISE}, not {scale}")
+        scale = None if noise_scale is None else _in_range(noise_scale)
         return self.of_data(self._checked(captions), seed=seed, noise_scale=scale)
 
     @_one_thread()
@@ -122,6 +120,12 @@ class Synthesizer:
                     raise
                 raise type(error)(f"number {number} of {len(captions)}: {error}") from error
         return found
+
+
+def _in_range(noise_scale: float) -> float:
+    if not 0 <= noise_scale <= MOST_NOISE:
+        raise ValueError(f"the noise scale must be 0 to {MOST_NOISE:g}, not {noise_scale}")
+    return noise_scale
 
 
 def encode_png(pixels: Tensor, text: Mapping[str, str] | None = None) -> bytes:
@@ -172,7 +176,7 @@ def open_synthesizer(folder: Path) -> Synthesizer:
         student=channels_last(student),
         resolution=settings["resolution"],
         max_chars=settings["max_chars"],
-        noise_scale=float(settings.get("noise_scale", 1)),
+        noise_scale=settings["noise_scale"],
     )
 
 
@@ -201,6 +205,7 @@ def _student(path: Path) -> tuple[Student, dict[str, Any]]:
         )
         student.load_state_dict(weights)
         int(settings["max_chars"])
+        settings["noise_scale"] = _in_range(float(settings.get("noise_scale", 1)))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error
     return student, settings

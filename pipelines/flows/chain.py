@@ -32,7 +32,7 @@ from pipelines.run import STUDENT_STAGES, Done, Run, last_of
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker
 from pipelines.tracking_place import shown_uri
-from sdn.config import to_dict
+from sdn.config import to_dict, to_key
 from sdn.data.dead_letters import TooManyDeadLetters
 from sdn.space import with_values
 
@@ -192,7 +192,7 @@ def tell(run: Run, tracked: Tracked, stages: dict[str, Done], registered: dict[s
 def parent_key(run: Run, data: Done) -> str:
     """Key of MLflow's parent run of this config on this data."""
     inputs = {"data": data.result["manifest"]}
-    return Stage(name="run", config=to_dict(run.config), inputs=inputs).key
+    return Stage(name="run", config=to_key(run.config), inputs=inputs).key
 
 
 def summary(

@@ -17,7 +17,7 @@ from pipelines.report import ReportParts
 from pipelines.run import last_of
 from pipelines.stage import Stage
 from pipelines.tracking import Tracker
-from sdn.config import to_dict
+from sdn.config import to_key
 from sdn.data.manifest import read_versions
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def train_and_decide(
     data = do(run, retraining.data_job(run.config, manifest))
     key = Stage(
         name="retrain",
-        config=to_dict(run.config),
+        config=to_key(run.config),
         inputs={"data": manifest.digest, "start": parent.start.key},
     ).key
     tracked = Tracked(tracker, f"{run.config.name} from version {parent.version}", key)

@@ -13,7 +13,7 @@ from sdn.config.evaluation import (
     PromotionConfig,
 )
 from sdn.config.networks import CaptionConfig, StudentConfig, TeacherConfig
-from sdn.config.parsing import from_dict, to_dict, with_overrides
+from sdn.config.parsing import from_dict, to_dict, to_key, with_overrides
 from sdn.config.run import RunConfig
 from sdn.config.search import Range, SearchConfig
 from sdn.config.stages import TAP_GROUPS, AdversarialConfig, LossWeights, Precision, StageConfig
@@ -39,5 +39,6 @@ __all__ = [
     "TeacherConfig",
     "from_dict",
     "to_dict",
+    "to_key",
     "with_overrides",
 ]

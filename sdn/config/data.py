@@ -36,8 +36,9 @@ class DataConfig:
     validation_share: float = 0.05
     """Share of the compositions (or images) kept for ranking trials, 0..1."""
     validation_from_train: bool = False
-    """Where names of files or folders say which images are to train, `validation_share` is drawn
-    from these too; else only from images of which no name says a split."""
+    """Where files, folders or fields say which images are to train, `validation_share` is drawn
+    from these too; else from images of which none says a split. For `folder`, `parquet` and
+    `tars`; `cub`, `flowers` and `coco` draw from what their lists give to training in any case."""
     test_share: float = 0.1
     """Share of the compositions (or images) kept for the final scores, 0..1."""
     limit: int | None = None

@@ -8,7 +8,7 @@ from typing import Literal
 from sdn.config.required import require
 
 MOST_NOISE = 3.0
-"""Largest factor on a student's noise; farther from what it was trained with nothing is drawn."""
+"""Largest factor on a student's noise: far outside what it was trained with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +119,8 @@ class StudentConfig:
     """Random numbers beside the text embedding, so that one caption can have many images; 0 as in
     the paper. Of use with a stage three alone: a distance to one image teaches to ignore it."""
     noise_scale: float = 1.0
-    """Factor on the noise of the images that a finished model draws, >= 0; training has 1. Below,
-    images of a caption lie nearer together and meet it more often; above, further apart."""
+    """Factor on the noise of the images that a finished model draws, 0..3; training has 1. Below,
+    images of a caption are more alike, above they differ more. No weight depends on it."""
     condition: Literal["top", "levels"] = "top"
     """Where the text enters. top: where the student begins, as in the paper. levels: at each
     convolution too, as a scale and a shift of its sums."""
@@ -140,5 +140,5 @@ class StudentConfig:
         require(self.noise >= 0, f"student.noise must be >= 0, not {self.noise}")
         require(
             0 <= self.noise_scale <= MOST_NOISE,
-            f"student.noise_scale must be in [0, {MOST_NOISE}], not {self.noise_scale}",
+            f"student.noise_scale must be in [0, {MOST_NOISE:g}], not {self.noise_scale}",
         )

@@ -17,6 +17,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+CAME_LATER = {"validation_from_train": False, "noise_scale": 1.0}
+"""Settings that there were not always, with the value by which they change nothing."""
+
+
+def to_key(config: Any) -> dict[str, Any]:
+    """As `to_dict`, for a digest: without settings that came later, while they change nothing.
+
+    So what was made before there were such settings is found again.
+    """
+    return _without_later(to_dict(config))
+
+
+def _without_later(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_later(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in CAME_LATER or value != CAME_LATER[name]
+    }
+
+
 def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
     """The config of this kind from plain values.
 

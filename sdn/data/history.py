@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sdn.config.parsing import CAME_LATER
 from sdn.data.index import rows_from_parquet
 from sdn.data.records import SPLITS
 
@@ -65,7 +66,7 @@ def difference(old: DataSet, new: DataSet) -> Difference:
             db.executemany(insert, _rows(dataset))
         found = {kind: _sorted_out(db, query) for kind, query in _KINDS.items()}
         db.close()
-    before, after = old.manifest.preparation, new.manifest.preparation
+    before, after = (CAME_LATER | one.manifest.preparation for one in (old, new))
     return Difference(
         counts={kind: counts for kind, (counts, _) in found.items()},
         keys={kind: keys for kind, (_, keys) in found.items()},

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sdn.config import to_dict
+from sdn.config import to_key
+from sdn.config.parsing import CAME_LATER
 from sdn.data.catalog import Catalog
 from sdn.data.claims import claim, clear
 from sdn.data.dead_letters import KeptLetter, TooManyDeadLetters, read_list, write_list
@@ -137,10 +138,7 @@ def append_dataset(
 
 def preparation(config: DataConfig) -> dict[str, Any]:
     """What the bytes of the samples depend on; the place of the source is not part of it."""
-    values = to_dict(config)
-    if not config.validation_from_train:
-        # Data sets that were made before there was this field go on.
-        del values["validation_from_train"]
+    values = to_key(config)
     return {name: values[name] for name in sorted(values) if name not in NOT_IN_THE_BYTES}
 
 
@@ -335,12 +333,11 @@ def _check_training(catalog: Catalog, parent: Manifest | None) -> None:
 
 
 def _refuse_other_preparation(parent: Manifest, config: DataConfig, files: Files) -> None:
-    wanted = preparation(config)
-    names = sorted(set(wanted) | set(parent.preparation))
+    was, now = CAME_LATER | parent.preparation, CAME_LATER | preparation(config)
     other = [
-        f"{name} was {parent.preparation.get(name)!r} and now is {wanted.get(name)!r}"
-        for name in names
-        if name not in _OF_THE_RUN and wanted.get(name) != parent.preparation.get(name)
+        f"{name} was {was.get(name)!r} and now is {now.get(name)!r}"
+        for name in sorted(set(was) | set(now))
+        if name not in _OF_THE_RUN and was.get(name) != now.get(name)
     ]
     if other:
         raise ValueError(

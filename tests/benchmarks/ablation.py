@@ -45,12 +45,7 @@ def without(*groups: str) -> dict[str, str]:
 
 NOISE = {"student.noise": "32", "stage_three.diversity": "0.03"}
 
-# The convention that a file needs says nothing of weights that are drawn.
-NO_WEIGHTS = {
-    "teacher.weights": "null",
-    "teacher.sha256": "null",
-    "teacher.convention": "imagenet",
-}
+NO_WEIGHTS = {"teacher.weights": "null", "teacher.sha256": "null"}
 
 
 def arms(config: RunConfig) -> dict[str, dict[str, str]]:
@@ -74,6 +69,9 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "stage_three.diversity": "0",
     }
     raw = all_ones("raw")
+    # mean-255 is what files of VGG's authors need; it says nothing of weights that are drawn.
+    convention = {"teacher.convention": "imagenet"} if teacher.convention == "mean-255" else {}
+    no_weights = NO_WEIGHTS | convention
     # Critics read high taps, too: arms about what distances reach have none.
     alone = no_critics | {"stage_three.diversity": "0"} if three else {}
     total = {"stage_three.epochs": "0", "stage_three.diversity": "0"}
@@ -92,8 +90,8 @@ def arms(config: RunConfig) -> dict[str, dict[str, str]]:
         "searched weights": {"search.trials": "8", "search.rerun_level": "1"},
         "L2": {f"stage_{n}.distance": "l2" for n in STAGES},
         "constant rate": {f"stage_{n}.schedule": "constant" for n in STAGES},
-        "random teacher": {"teacher.epochs": "0"} | (NO_WEIGHTS if teacher.weights else {}),
-        **({"fitted teacher": NO_WEIGHTS} if teacher.weights else {}),
+        "random teacher": {"teacher.epochs": "0"} | (no_weights if teacher.weights else {}),
+        **({"fitted teacher": no_weights} if teacher.weights else {}),
         "sentence encoder": {"captions.encoder": "sentence"},
         **(
             {"text at the top": {"student.condition": "top"}}

@@ -121,6 +121,19 @@ def test_the_server_draws_batches(served, place):
 
 
 @pytest.mark.timeout(600)
+def test_the_server_takes_a_noise_scale(served, place):
+    """A number or null; this model has no noise, so any draws the same; others are refused."""
+    wanted = (place.samples / "00.png").read_bytes()
+    for scale in (0, 1.5, None):
+        answer = post(served, inputs=[CAPTIONS[0]], params={"noise_scale": scale})
+        assert answer.status_code == 200, answer.text
+        assert base64.b64decode(answer.json()["predictions"][0]) == wanted
+    answer = post(served, inputs=[CAPTIONS[0]], params={"noise_scale": 4})
+    assert answer.status_code == 400, answer.text
+    assert "noise_scale must be 0..3, not 4" in answer.json()["message"]
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("inputs", "text"),
     [

@@ -14,6 +14,7 @@ from sdn.config import (
     TeacherConfig,
     from_dict,
     to_dict,
+    to_key,
     with_overrides,
 )
 from sdn.recipes import RECIPES, recipe
@@ -83,6 +84,21 @@ def test_several_overrides_at_once():
         with_overrides(recipe("tiny"), {"workers": "5"})
     found = with_overrides(recipe("tiny"), changes | {"stage_two.global_batch": "20"})
     assert (found.lanes, found.workers, found.stage_one.global_batch) == (5, 5, 10)
+
+
+def test_settings_that_came_later_are_no_part_of_a_key_while_they_change_nothing():
+    """What was made before there were such settings is found again; used, they count."""
+    config = RunConfig(name="one")
+    key = to_key(config)
+    assert {name for name in to_dict(config.data) if name not in key["data"]} == {
+        "validation_from_train"
+    }
+    assert {name for name in to_dict(config.student) if name not in key["student"]} == {
+        "noise_scale"
+    }
+    used = {"data.validation_from_train": "true", "student.noise_scale": "1.5"}
+    used = with_overrides(config, used)
+    assert to_key(used) == to_dict(used)
 
 
 def test_tap_weight_replaces_its_groups():
@@ -175,7 +191,7 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("data.failure_budget", "1", r"data.failure_budget must be in \[0, 1\), not 1"),
         ("data.validation_share", "-0.1", r"data.validation_share must be in \[0, 1\), not -0.1"),
         ("student.chroma", "3", r"student.chroma must be 1, 2, 4 or 8, not 3"),
-        ("student.noise_scale", "3.5", r"student.noise_scale must be in \[0, 3.0\], not 3.5"),
+        ("student.noise_scale", "3.5", r"student.noise_scale must be in \[0, 3\], not 3.5"),
         ("teacher.width", "0", r"teacher.width must be in \(0, 4\], not 0"),
         ("teacher.epochs", "-1", "teacher.epochs must be >= 0, not -1"),
         ("teacher.batch", "1", "teacher.batch must be > 1"),

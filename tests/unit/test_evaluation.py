@@ -400,6 +400,15 @@ def test_weights_in_memory_are_those_drawn_with():
     assert not torch.equal(before, synthesizer_of(config, encoder, weights)(["a bird"]))
 
 
+def test_a_model_in_memory_draws_with_its_noise_scale():
+    """Trials are ranked on what the finished model would draw."""
+    student = dataclasses.replace(config_of().student, noise=4, noise_scale=2.0)
+    config = dataclasses.replace(config_of(), student=student)
+    drawn = synthesizer_of(config, new_encoder(config.captions), None)
+    assert torch.equal(drawn(["a bird"]), drawn(["a bird"], noise_scale=2.0))
+    assert not torch.equal(drawn(["a bird"]), drawn(["a bird"], noise_scale=1.0))
+
+
 def test_probe_embedding_without_labels(tmp_path):
     """Tones are probed where labels have more than one known one; else there is no probe."""
     for name, records in (("toned", toned()), ("plain", plain()), ("none", plain(validation=0))):

@@ -122,10 +122,21 @@ def test_accuracy_is_of_images_that_were_not_fitted_on(data, tmp_path, monkeypat
     tiny_data.write(bare, [coloured(n, "train") for n in range(12)])
     write_teacher(tmp_path, bare, CONFIG)
     assert len(seen[1][0]) == 12
+
+
+def test_accuracy_is_of_some_images_spread_over_the_split(tmp_path, monkeypatch):
+    """Of many it would take as long as the fit; classes are those of the images that are asked."""
+    seen = []
+    monkeypatch.setattr(
+        sdn.fitting, "head_accuracy", lambda _, *asked: seen.append(asked) or {"colour": 1.0}
+    )
+    tiny_data.write(tmp_path / "data", [coloured(n, "train") for n in range(12)])
+    write_teacher(tmp_path, tmp_path / "data", CONFIG)
     monkeypatch.setattr(sdn.fitting, "_JUDGED", 4)
-    write_teacher(tmp_path, bare, CONFIG)
-    assert torch.equal(seen[2][0], seen[1][0][[0, 3, 6, 9]])
-    assert torch.equal(seen[2][1].values["colour"], seen[1][1].values["colour"][[0, 3, 6, 9]])
+    write_teacher(tmp_path, tmp_path / "data", CONFIG)
+    (pixels, targets), (fewer, of_fewer) = seen
+    assert torch.equal(fewer, pixels[[0, 3, 6, 9]])
+    assert torch.equal(of_fewer.values["colour"], targets.values["colour"][[0, 3, 6, 9]])
 
 
 def test_fitting_reads_the_training_split_only(data, tmp_path):

@@ -280,7 +280,7 @@ def test_one_store_knows_nothing_of_anothers_results(tmp_path):
         ({"train": 5, "validation": 2}, 0, "data.test_share"),
         ({"train": 5, "validation": 2, "test": 5}, 0, "fewer than 6: raise data.test_share"),
         ({"train": 5, "test": 6}, 4, "no validation images .* needs 6 .*data.validation_share"),
-        ({"train": 5, "test": 6}, 4, "--set data.validation_from_train=true"),
+        ({"train": 5, "test": 6}, 4, "with data.validation_from_train=true"),
         ({"train": 5, "validation": 5, "test": 6}, 2, "5 validation images .*search.trials=0"),
         ({"train": 5, "validation": 6, "test": 6}, 2, None),
         ({"train": 5, "validation": 1, "test": 6}, 1, None),

@@ -179,6 +179,8 @@ def test_an_image_says_with_which_noise_scale_it_was_drawn(place, tmp_path):
     pixels = draw(model.folder, ["a"])
     (path,) = write_images(pixels, ["a"], tmp_path, model=model, seed=0, noise_scale=0.5)
     assert place.trace(path).image["noise_scale"] == "0.5"
+    done = CliRunner().invoke(app, ["lineage", str(path), "--store", str(place.store.root)])
+    assert "Drawn: 'a', seed 0, noise scale 0.5" in done.output
 
 
 def test_from_an_image_that_a_model_folder_drew(place, tmp_path):

@@ -82,17 +82,18 @@ def test_scale_repeats_pixels(loaded, wanted):
 
 
 def test_the_noise_scale_is_that_of_the_model_or_of_the_parameter(tmp_path):
-    """-1, which a schema's default must be in the place of nothing, is the model's own."""
+    """Without one, or with null, it is the model's own."""
     config = dataclasses.replace(CONFIG, student=StudentConfig(init="he", noise=4, noise_scale=2))
     noisy = TextToImage()
     folder = write_small_model(tmp_path / "noisy", config)
     noisy.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
     own = noisy.predict(None, TWO)
-    for scale in (-1.0, 2.0, np.float64(2)):
+    for scale in (None, 2.0, np.float64(2)):
         assert noisy.predict(None, TWO, {"noise_scale": scale}) == own
     assert noisy.predict(None, TWO, {"noise_scale": 1.0}) != own
-    with pytest.raises(MlflowException, match=r"noise_scale must be 0\.\.3\.0, or -1, not 4"):
-        noisy.predict(None, TWO, {"noise_scale": 4.0})
+    for scale in (4.0, -1.0, float("nan")):
+        with pytest.raises(MlflowException, match=rf"noise_scale must be 0\.\.3, not {scale}"):
+            noisy.predict(None, TWO, {"noise_scale": scale})
 
 
 @pytest.mark.parametrize("scale", [0, -1, 17])

@@ -115,8 +115,18 @@ def test_the_noise_scale_is_the_models_or_that_of_a_call():
     moved = [(one(CAPTIONS, seed=3).float() - still.float()).abs().mean() for one in (plain, wide)]
     assert 0 < moved[0] < moved[1]
     for scale in (-0.1, 3.1, float("nan")):
-        with pytest.raises(ValueError, match="noise scale must be 0 to 3"):
+        with pytest.raises(ValueError, match="noise scale must be 0 to 3, not"):
             plain(CAPTIONS, noise_scale=scale)
+
+
+def test_a_model_from_before_noise_scales_draws_with_that_of_training(tmp_path):
+    """Its folder names none; one that names an impossible scale is damaged."""
+    save(model(), tmp_path)
+    assert open_synthesizer(tmp_path).noise_scale == 1
+    weights, settings = read_tensors(tmp_path / STUDENT)
+    write_tensors(tmp_path / STUDENT, weights, settings | {"noise_scale": 50})
+    with pytest.raises(ValueError, match=r"student\.safetensors is .*noise scale must be 0 to 3"):
+        open_synthesizer(tmp_path)
 
 
 def test_save_and_open_give_identical_pixels(tmp_path):

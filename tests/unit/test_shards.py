@@ -381,8 +381,9 @@ def test_a_data_set_from_before_a_setting_goes_on_while_that_is_not_used(tmp_pat
     first = write(tmp_path)
     assert "validation_from_train" not in first.preparation
     drawn = with_overrides(CONFIG, {"validation_from_train": "true"})
-    with pytest.raises(ValueError, match="validation_from_train was None and now is True"):
+    with pytest.raises(ValueError, match="validation_from_train was False and now is True"):
         append(tmp_path, [record(40)], drawn)
+    assert append(tmp_path, [record(40)]).number == 2
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):

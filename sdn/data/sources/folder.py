@@ -9,7 +9,8 @@ file are several captions, further columns are labels unless they hold numbers. 
 and `data.caption_field` name other fields. An image that has both takes the captions of the table.
 
 The split is the field `split`, else the folder at the top (train, validation or val, test), else
-drawn by the hash of the image file, so that equal files share one. Hidden files are not read.
+drawn by the hash of the image file, so that equal files share one; with
+`data.validation_from_train` some of train is drawn to validate. Hidden files are not read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Parquet tables in Hugging Face's layout: a row an image, with its caption and labels.
 
 The split is the one that a file's name or its folder begins with (`train-00000-of-00004.parquet`,
-`validation/0.parquet`), else it is drawn by the hash of the image. Images are bytes in the table,
+`validation/0.parquet`), else it is drawn by the hash of the image; with
+`data.validation_from_train` some of train is drawn to validate. Images are bytes in the table,
 or paths relative to the table's folder or to the data's.
 """
 

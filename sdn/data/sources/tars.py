@@ -3,8 +3,8 @@
 A sample is what consecutive members have in common up to the first dot of their names: an image
 (`key.jpg`, ...), captions (`key.txt` or `key.caption`, one a line, or in `key.json`), labels
 (`key.json`, `key.cls`). The split is the one that a tar's name or its folder begins with
-(`train-000.tar`, `val/000.tar`), else the JSON's `split`, else
-it is drawn by the hash of the image.
+(`train-000.tar`, `val/000.tar`), else the JSON's `split`, else it is drawn by the hash of the
+image; with `data.validation_from_train` some of train is drawn to validate.
 """
 
 from __future__ import annotations
