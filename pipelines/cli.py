@@ -37,6 +37,7 @@ app = typer.Typer(
     name="sdn",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",  # as "rich" it would take [default: ...] for markup, and hide it
 )
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)

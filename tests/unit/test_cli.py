@@ -252,6 +252,21 @@ def test_weights_from_nowhere(tmp_path):
     refused(done, "--weights-from is empty", "leave the option out")
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("generate",), "[default: the champion registered last]"),
+        (("generate",), "[default: SDN_STORE, else runs]"),
+        (("play",), "[default: the champion registered last, and the one before it]"),
+        (("serve", "mlflow"), "[default: SDN_DATABASE; with a password there]"),
+    ],
+)
+def test_help_says_what_is_taken_by_default(command, words):
+    """Also where it is no single value."""
+    done = sdn(*command, "--help")
+    assert words in " ".join(done.output.replace("│", " ").split())
+
+
 def test_generate_with_nothing_registered(tmp_path):
     """Without a champion, `sdn generate` says how to get one and draws nothing."""
     done = sdn("generate", "a bird", "--store", tmp_path / "store")
