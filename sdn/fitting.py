@@ -193,7 +193,7 @@ def write_teacher(
         model.load_state_dict(weights)
         model.eval()
         result["classes"] = {head: len(names) for head, names in targets.classes.items()}
-        held = _judged(data)
+        held = _judged(data, train_split)
         report(1.0, f"looks at {len(held.keys):,} images")
         result["accuracy"] = head_accuracy(model, held.pixels, targets_like(targets, held))
         report(1.0, f"accuracy {_percentages(result['accuracy'])}")
@@ -203,10 +203,10 @@ def write_teacher(
     return result | {"sha256": save_teacher(teacher, folder / TEACHER)}
 
 
-def _judged(data: DataSet | Files | Path) -> SplitArrays:
+def _judged(data: DataSet | Files | Path, train_split: SplitArrays) -> SplitArrays:
     """Images to ask a fitted teacher about, spread over the validation or the training split."""
-    split = "validation" if open_dataset(data).samples("validation") else "train"
-    held = load_split(data, split)
+    validated = open_dataset(data).samples("validation")
+    held = load_split(data, "validation") if validated else train_split
     count = min(_JUDGED, len(held.keys))
     rows = [i * len(held.keys) // count for i in range(count)]
     return SplitArrays(

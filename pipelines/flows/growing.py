@@ -26,7 +26,7 @@ from pipelines.preparing import letter_rows, place
 from pipelines.reasons import TrainingError
 from pipelines.registry import RegistryError
 from pipelines.run import Run
-from sdn.config import to_key
+from sdn.config import to_dict
 from sdn.data.dataset import DataSet
 from sdn.data.dead_letters import TooManyDeadLetters
 from sdn.data.landing import Look
@@ -226,7 +226,7 @@ def retrain_from(
 
 def show_wanted(run: Run, wanted: Wanted) -> None:
     """What was asked for and the resolved config, the first artifact of a run."""
-    parts = {"retrain": dataclasses.asdict(wanted), "recipe": to_key(run.config)}
+    parts = {"retrain": dataclasses.asdict(wanted), "recipe": to_dict(run.config)}
     text = json.dumps(parts, indent=2)
     first = ", ".join(f"`{key}`" for key in retraining.unheeded(run.spec.overrides))
     note = f"\n\nChanges that do nothing once there is a champion: {first}" if first else ""
