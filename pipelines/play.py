@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipelines.generation import image_metadata
+from sdn.config.networks import MOST_NOISE
 from sdn.data.reading import DamagedSample
 from sdn.sampling import encode_png
 
@@ -44,8 +45,10 @@ _SITES = (None, "same-origin", "none")
 class Draws(Protocol):
     """A finished model: `sdn.sampling.Synthesizer`, or another that draws."""
 
-    def __call__(self, captions: Sequence[str], *, seed: int = 0) -> Tensor:
-        """(N, 3, H, W) uint8 pixels of N captions."""
+    def __call__(
+        self, captions: Sequence[str], *, seed: int = 0, noise_scale: float | None = None
+    ) -> Tensor:
+        """(N, 3, H, W) uint8 pixels of N captions, with the model's own noise scale for None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +70,20 @@ class Shown:
         """Whether the seed changes the picture."""
         return bool(getattr(self.synthesizer, "noise", False))
 
+    @property
+    def noise_scale(self) -> float:
+        """How far its noise goes where the page asks for no other."""
+        return float(getattr(self.synthesizer, "noise_scale", 1.0))
+
 
 class Ask(BaseModel):
     """What the page asks for."""
 
     caption: str
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
+    noise_scale: float | None = Field(
+        default=None, ge=0, le=MOST_NOISE, description="None for each model's own."
+    )
     number: int = Field(default=0, description="Grows with each request of a page.")
     page: str = Field(default="", max_length=64, description="Tells open pages apart.")
 
@@ -181,14 +192,16 @@ def create_app(models: Sequence[Shown], neighbours: Mapping[str, Neighbours | st
 def _picture(model: Shown, known: Neighbours | str, ask: Ask) -> dict[str, Any]:
     """What the page shows of one model."""
     answer: dict[str, Any] = {"model": model.name, "png": "", "error": "", "neighbours": []}
-    seed = ask.seed if model.noise else 0  # the page says that it changes nothing
+    # Of a model without noise the page says that neither changes anything.
+    seed, scale = (ask.seed, ask.noise_scale) if model.noise else (0, None)
     began = time.perf_counter()
     try:
-        pixels = model.synthesizer([ask.caption], seed=seed)[0]
+        pixels = model.synthesizer([ask.caption], seed=seed, noise_scale=scale)[0]
     except (TypeError, ValueError) as error:  # the caption: too long, or without a letter
         return answer | {"error": str(error)}
     answer["ms"] = _milliseconds(began)
-    answer["png"] = _base64(encode_png(pixels, image_metadata(model.model, ask.caption, seed)))
+    about = image_metadata(model.model, ask.caption, seed, scale)
+    answer["png"] = _base64(encode_png(pixels, about))
     if not isinstance(known, str):
         try:
             answer["neighbours"] = [_neighbour(one) for one in known.nearest(pixels)]
@@ -219,7 +232,9 @@ def _page(models: Sequence[Shown], neighbours: Mapping[str, Neighbours | str], n
         examples=list(dict.fromkeys(text for model in models for text in model.examples)),
         silent=[model.name for model in models if not model.noise],
         credits=[credit for credit in credits_ if credit],
+        scales={model.name: f"{model.noise_scale:g}" for model in models if model.noise},
         largest_seed=LARGEST_SEED,
+        most_noise=f"{MOST_NOISE:g}",
         nonce=nonce,
     )
 

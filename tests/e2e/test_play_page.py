@@ -26,7 +26,7 @@ WIDTH = 0.05
 CAPTION = "woman cook: dark skin tone"
 
 
-def lively_model(here, folder):
+def lively_model(here, folder, noise=0):
     """A model folder whose picture differs from caption to caption.
 
     The training of the tiny recipe is so short that its own model may draw one picture for all.
@@ -41,12 +41,15 @@ def lively_model(here, folder):
         width=WIDTH,
         init="he",
         seed=1,
+        noise=noise,
     )
     settings = {
         "blocks": [list(block) for block in student.blocks],
         "resolution": model.resolution,
         "text_dim": model.encoder.dim,
         "width": WIDTH,
+        "noise": noise,
+        "noise_scale": 1.5,
     }
     save_synthesizer(folder, model.encoder, student.state_dict(), settings, model.max_chars)
     (folder / CONFIG).write_bytes((trained / CONFIG).read_bytes())
@@ -54,11 +57,16 @@ def lively_model(here, folder):
 
 
 @contextmanager
-def playing(chain, folder):
+def playing(chain, folder, noise=0):
     """A page of the registered model and a lively one; its address. Ends with Ctrl-C and exit 0."""
     here, answer = chain
     # By name: whether it is the champion is decided elsewhere.
-    models = ("--model", answer["model"]["uri"], "--model", str(lively_model(here, folder / "m")))
+    models = (
+        "--model",
+        answer["model"]["uri"],
+        "--model",
+        str(lively_model(here, folder / "m", noise)),
+    )
     port = free_port()
     log = folder / "play.log"
     with log.open("w") as out:
@@ -166,6 +174,34 @@ def test_errors_stand_beside_the_field(played):
         assert page.locator("#seed").is_disabled()
         assert "no noise" in page.inner_text("#about-seed")
         # Nothing is wider than a phone.
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_seed_and_noise_where_a_model_has_some(chain, tmp_path):
+    """Another seed or noise scale is another picture; the empty field is the model's own again."""
+    with browser_page(400, 800) as page, playing(chain, tmp_path, noise=8) as url:
+        page.goto(url)
+        page.fill("#caption", "a cat")
+        own = shown(page, "a cat")
+
+        def changed(field, content):
+            with page.expect_response(lambda got: got.url.endswith("/draw")) as got:
+                page.fill(field, content)
+            got.value.finished()
+            # An answer that has come is shown before the page does anything else.
+            page.wait_for_timeout(50)
+            return shown(page, "a cat")
+
+        assert page.get_attribute("#noise", "placeholder") == "1.5"
+        still = changed("#noise", "0")
+        assert still != own
+        assert changed("#seed", "7") == still
+        assert changed("#noise", "1.5") != own
+        assert changed("#seed", "0") == own
+        assert changed("#noise", "0.5") not in (own, still)
+        assert changed("#noise", "") == own
+        changed("#noise", "3.5")
+        assert "less than or equal to 3" in page.inner_text("#error")
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 

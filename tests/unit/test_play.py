@@ -61,12 +61,17 @@ def found(name="m", version="1"):
 
 
 class Noisy:
-    """Draws its seed."""
+    """Draws its seed, and ten times its noise scale."""
 
     noise = True
 
-    def __call__(self, captions, *, seed=0):
-        return torch.full((len(captions), 3, 8, 8), seed, dtype=torch.uint8)
+    def __init__(self, noise_scale=1.5):
+        self.noise_scale = noise_scale
+
+    def __call__(self, captions, *, seed=0, noise_scale=None):
+        drawn = torch.full((len(captions), 3, 8, 8), seed, dtype=torch.uint8)
+        drawn[:, 1] = round(10 * (self.noise_scale if noise_scale is None else noise_scale))
+        return drawn
 
 
 def shown(**changes):
@@ -125,14 +130,22 @@ def test_a_caption_that_one_model_refuses():
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"caption": 3}, {"caption": "a", "seed": -1}, {"caption": "a", "seed": 2**31}]
+    "body",
+    [
+        {},
+        {"caption": 3},
+        {"caption": "a", "seed": -1},
+        {"caption": "a", "seed": 2**31},
+        {"caption": "a", "noise_scale": -0.1},
+        {"caption": "a", "noise_scale": 3.1},
+    ],
 )
 def test_a_request_of_another_form(body):
     """What the page would never send is refused with a reason that names the field."""
     with client() as page:
         answer = page.post("/draw", json=body)
     assert answer.status_code == 422
-    assert re.match("(caption|seed): ", answer.json()["error"])
+    assert re.match("(caption|seed|noise_scale): ", answer.json()["error"])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +235,7 @@ def test_the_seed_where_there_is_noise():
     with client([noisy]) as page:
         html = page.get("/").text
         one = page.post("/draw", json={"caption": "a", "seed": 9}).json()["pictures"][0]
-    assert set(pixels_of(one["png"]).flat) == {9}
+    assert set(pixels_of(one["png"])[..., 0].flat) == {9}
     assert Image.open(io.BytesIO(base64.b64decode(one["png"]))).text["sdn:seed"] == "9"
     seed = re.compile(r'<input id="seed"[^>]*>')
     assert "disabled" not in seed.search(html).group()
@@ -234,7 +247,38 @@ def test_the_seed_where_there_is_noise():
     with client([shown(), noisy]) as page:
         html = page.get("/").text
     assert "disabled" not in seed.search(html).group()
-    assert "changes nothing in the pictures of m version 1:" in html
+    assert "change nothing in the pictures of m version 1:" in html
+
+
+def test_the_noise_scale_where_there_is_noise():
+    """The page says how far each model's noise goes; another is drawn, and stands in the file."""
+    noisy = shown(model=found(version="2"), synthesizer=Noisy())
+    field = re.compile(r'<input id="noise"[^>]*>')
+
+    def drawn(page, **more):
+        answer = page.post("/draw", json={"caption": "a", **more}).json()["pictures"][-1]["png"]
+        text = Image.open(io.BytesIO(base64.b64decode(answer))).text
+        return pixels_of(answer)[0, 0, 1], text.get("sdn:noise_scale")
+
+    with client([noisy]) as page:
+        html = page.get("/").text
+        assert drawn(page) == (15, None)
+        assert drawn(page, noise_scale=0.4) == (4, "0.4")
+        assert drawn(page, noise_scale=0) == (0, "0.0")
+    assert 'placeholder="1.5"' in field.search(html).group()
+    assert "1.5, as the model draws" in html
+    with client([shown(), noisy]) as page:
+        assert "1.5, as m version 2 draws" in page.get("/").text
+        assert drawn(page, noise_scale=2) == (20, "2.0")
+    other = shown(model=found(version="3"), synthesizer=Noisy(1.0))
+    with client([noisy, other]) as page:
+        html = page.get("/").text
+    assert 'placeholder=""' in field.search(html).group()
+    assert "m version 2 1.5, m version 3 1." in html
+    with client([shown()]) as page:
+        html = page.get("/").text
+        assert drawn(page, noise_scale=2)[1] is None
+    assert "disabled" in field.search(html).group()
 
 
 def test_neighbours_beside_a_picture(tmp_path):
@@ -242,7 +286,7 @@ def test_neighbours_beside_a_picture(tmp_path):
     write(tmp_path, [record(n) for n in range(12)])
     known = Neighbours(open_dataset(tmp_path))
 
-    def copy(captions, *, seed=0):
+    def copy(captions, *, seed=0, noise_scale=None):
         return torch.from_numpy(picture(4)).permute(2, 0, 1).unsqueeze(0)
 
     models = [shown(synthesizer=copy)]
@@ -444,7 +488,7 @@ def test_a_failed_drawing_gives_its_turn_back():
     """After a model has failed the next request is drawn."""
     fail = [True]
 
-    def model(captions, *, seed=0):
+    def model(captions, *, seed=0, noise_scale=None):
         if fail.pop():
             raise RuntimeError("out of memory")
         return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
