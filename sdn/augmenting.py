@@ -32,9 +32,12 @@ def augmented(image: Tensor, change: Tensor) -> Tensor:
         change: (B, NUMBERS) in [0, 1); the same numbers do the same to any image.
 
     Returns:
-        (B, 3, H, W); what moves in from outside and the hole are 0, mid-grey; gradients pass.
+        (B, 3, H, W), float32 or the image's type if that is finer; what moves in from outside and the
+        hole are 0, mid-grey; gradients pass.
     """
-    change = change.to(image)
+    # Not in the image's type: in bfloat16 these numbers round, and a synthetic image would have its
+    # hole elsewhere than the float32 real one beside it.
+    change = change.to(image.device)
     return _holed(_moved(_coloured(image, change[:, :3]), change[:, 3:5]), change[:, 5:7])
 
 

@@ -51,6 +51,17 @@ def test_a_hole(image):
     assert hole[5:12, :4].all()
 
 
+def test_a_synthetic_image_in_bfloat16_is_changed_like_the_real_one():
+    """Moved by the same pixels and with the same hole, though its numbers are coarser."""
+    numbers = torch.rand(256, NUMBERS, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).add(1)
+    image = image.expand(256, -1, -1, -1)
+    numbers[:, :3] = 0.5  # colours as they are: then 0 is what moved in, and the hole
+    real, synthetic = augmented(image, numbers), augmented(image.bfloat16(), numbers)
+    assert torch.equal(real == 0, synthetic == 0)
+    assert torch.allclose(real, synthetic, atol=0.02)
+
+
 def test_a_change_belongs_to_a_name():
     """Not to the images beside it; each image of a batch is changed by its own numbers."""
     found = change_of(["a", "b"], seed=3)
