@@ -38,6 +38,8 @@ LARGEST_SEED = 2**31 - 1
 _PAGES = 256
 """Open pages whose newest request is remembered."""
 _HOSTS = ["127.0.0.1", "localhost"]
+_FIELDS = {"caption": "Caption", "seed": "Seed", "noise_scale": "Noise"}
+"""What the page calls what it asks with."""
 _SITES = (None, "same-origin", "none")
 """What a browser says of a request by our own page, or by none (an address typed in)."""
 
@@ -267,8 +269,12 @@ async def _own_pages_only(
 async def _not_understood(_: Request, error: Exception) -> JSONResponse:
     """A request of another form than the page's, in the words of the page's errors."""
     assert isinstance(error, RequestValidationError)
-    reasons = [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()]
-    return JSONResponse({"error": "; ".join(reasons)}, status_code=422)
+    fields = [str(one["loc"][-1]) for one in error.errors()]
+    reasons = [
+        f"{_FIELDS.get(field, field)}: {one['msg']}"
+        for field, one in zip(fields, error.errors(), strict=True)
+    ]
+    return JSONResponse({"error": "; ".join(reasons), "fields": fields}, status_code=422)
 
 
 def _policy(nonce: str) -> str:

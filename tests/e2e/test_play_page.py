@@ -185,11 +185,9 @@ def test_seed_and_noise_where_a_model_has_some(chain, tmp_path):
         own = shown(page, "a cat")
 
         def changed(field, content):
-            with page.expect_response(lambda got: got.url.endswith("/draw")) as got:
-                page.fill(field, content)
-            got.value.finished()
-            # An answer that has come is shown before the page does anything else.
-            page.wait_for_timeout(50)
+            before = int(page.evaluate("document.body.dataset.number"))
+            page.fill(field, content)
+            page.wait_for_function("n => Number(document.body.dataset.number) > n", arg=before)
             return shown(page, "a cat")
 
         assert page.get_attribute("#noise", "placeholder") == "1.5"
@@ -201,7 +199,16 @@ def test_seed_and_noise_where_a_model_has_some(chain, tmp_path):
         assert changed("#noise", "0.5") not in (own, still)
         assert changed("#noise", "") == own
         changed("#noise", "3.5")
-        assert "less than or equal to 3" in page.inner_text("#error")
+        assert "Noise: Input should be less than or equal to 3" in page.inner_text("#error")
+        assert page.locator("[aria-invalid=true]").evaluate_all(
+            "all => all.map(one => one.id)"
+        ) == ["noise"]
+        page.locator("#noise").press("End")
+        page.locator("#noise").press_sequentially("-")
+        page.wait_for_function("document.querySelector('#error').textContent.includes('number')")
+        assert page.locator(".model:not(.stale)").count() == 0
+        assert changed("#noise", "") == own
+        assert page.locator("[aria-invalid=true]").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 

@@ -145,7 +145,8 @@ def test_a_request_of_another_form(body):
     with client() as page:
         answer = page.post("/draw", json=body)
     assert answer.status_code == 422
-    assert re.match("(caption|seed|noise_scale): ", answer.json()["error"])
+    assert re.match("(Caption|Seed|Noise): ", answer.json()["error"])
+    assert answer.json()["fields"] == [list(body)[-1] if body else "caption"]
 
 
 @pytest.mark.parametrize(
