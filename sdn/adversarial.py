@@ -42,9 +42,10 @@ class AdversarialTrainer(Trainer):
 
     Loss of the critics, a tap l and a caption t with its image x, another caption t' and noise z:
     hinge(D_l(T_l(x), t), real) + hinge(D_l(T_l(S(t, z)), t), false) / 2
-    + hinge(D_l(T_l(x), t'), false) / 2, the last left out where a global batch has one caption.
+    + hinge(D_l(T_l(x), t'), false) / 2, the last left out where a global batch has one caption;
+    summed over l by the critics' weights as shares of their sum.
     Loss of the student: sum over l of w_l * d(T_l(x), T_l(S(t, z))), the terms of stage two, and
-    -a * D_l(T_l(S(t, z)), t), each critic by its weight, and with `diversity` what `_alike` says.
+    -a * D_l(T_l(S(t, z)), t), each critic by its share, and with `diversity` what `_alike` says.
     S(t, z) is clamped, see `sdn.clamping`.
     Source: Sauer et al. 2021, arXiv:2111.01007 (critics on a frozen network's features); Reed et
     al. 2016, arXiv:1605.05396 (mismatched captions).

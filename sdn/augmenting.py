@@ -32,8 +32,8 @@ def augmented(image: Tensor, change: Tensor) -> Tensor:
         change: (B, NUMBERS) in [0, 1); the same numbers do the same to any image.
 
     Returns:
-        (B, 3, H, W), float32 or the image's type if that is finer; what moves in from outside and the
-        hole are 0, mid-grey; gradients pass.
+        (B, 3, H, W), float32 or the type of the image if that is finer; what moves in from outside
+        and the hole are 0, mid-grey; gradients pass.
     """
     # Not in the image's type: in bfloat16 these numbers round, and a synthetic image would have its
     # hole elsewhere than the float32 real one beside it.

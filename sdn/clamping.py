@@ -37,7 +37,8 @@ def clamped(image: Tensor) -> Tensor:
     """An image clamped to what pixels can show.
 
     Formula: clamp(x, -1, 1), whose gradient g at |x| > 1 is g where |x| >= 1 + MARGIN and a step
-    against g leads back, and 0 elsewhere; g is that of all losses together. So a value between 1
+    against g leads back, and 0 elsewhere; g is that of all losses that read this
+    clamped image together. So a value between 1
     and 1 + MARGIN learns through the weights that it shares with others alone.
 
     Args:

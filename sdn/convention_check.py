@@ -2,7 +2,8 @@
 
 VGG is published for images in [0, 1] over their deviation and for 0..255 less the mean. Weights of
 the latter that are fed the former still work, only that their biases drown what they see: nothing
-fails, and the highest taps say nearly the same of all images.
+fails, and the highest taps say nearly the same of all images. The other way round, weights for
+[0, 1] that are fed 0..255, is not noticed: there the images drown the biases.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ def likeness(teacher: Teacher, pixels: Tensor) -> float:
     Args:
         teacher: any.
         pixels: (N, 3, H, W) uint8, N > 1.
+
+    Returns:
+        In [0, 1] for taps after a ReLU, which are never below 0.
     """
     deepest = teacher.names[-1]
     # A few at a time: at 224 px the taps of one image take 60 MB.

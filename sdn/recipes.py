@@ -162,11 +162,12 @@ def flowers64() -> RunConfig:
 def fashion64() -> RunConfig:
     """Product photos in parquet (`--set data.path=FOLDER`) at 64 px, from torchvision's VGG16.
 
-    The student has a quarter of the teacher's width, which draws faster and learns from fewer
-    photos; of titles that hold the same words, or equal photos, none is in two splits.
+    The student has a quarter of the teacher's width, which trains and draws faster; of titles that
+    hold the same words, or equal photos, none is in two splits.
     """
     # Departs from the paper: a quarter of the width, a leak, noise, text at each level, coarse
-    # chroma, and critics on the taps for most of the time; RESULTS.md has what that gives.
+    # chroma, and critics on the taps for most of the time, their gradients clipped, beside all
+    # that `openmoji` departs in; RESULTS.md has what that gives.
     base = openmoji()
     return dataclasses.replace(
         base,
@@ -193,7 +194,7 @@ def fashion64() -> RunConfig:
         ),
         stage_one=_replace(base.stage_one, epochs=0.25),
         stage_two=_replace(base.stage_two, epochs=0.75),
-        # Its gradients have a norm of 40 to 89 in nine of ten reports while all is well.
+        # Cuts about two steps in three to one length: DECISIONS.md, 2026-11-28.
         stage_three=AdversarialConfig(
             epochs=2.5,
             clip=50.0,

@@ -137,6 +137,7 @@ class Student(nn.Module):
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
             else:
                 x = self.convs[layer.tap](x)
+                # Departs from the paper, where text enters at the top alone: it fades on the way.
                 if self.levels is not None and layer.tap in self.levels:
                     scale, shift = self.levels[layer.tap](code)[:, :, None, None].chunk(2, dim=1)
                     x = torch.addcmul(shift, x, 1 + scale)  # one pass, not two

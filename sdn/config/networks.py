@@ -97,7 +97,8 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "width", "max_chars", "epochs", "checkpoint_images", "siblings"):
-            require(getattr(self, name) > 0, f"captions.{name} must be > 0")
+            value = getattr(self, name)
+            require(value > 0, f"captions.{name} must be > 0, not {value}")
         require(self.batch > 1, f"captions.batch must be > 1 (negatives), not {self.batch}")
         require(self.rate > 0, f"captions.rate must be > 0, not {self.rate}")
 
@@ -106,7 +107,8 @@ class CaptionConfig:
 class StudentConfig:
     """The generator: where it begins, and in what it is not its teacher's exact reflection."""
 
-    # Departs from the paper where a value is not the default: each was measured, see RESULTS.md.
+    # Departs from the paper where a value is not the default: each was measured, see RESULTS.md
+    # and, of `init`, DECISIONS.md.
     width: float = 1.0
     """Factor on the teacher's numbers of channels, in (0, 1]; 1, as in the paper, mirrors them.
     A narrower student is smaller and faster than its teacher; stage one compares each of its

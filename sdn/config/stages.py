@@ -57,6 +57,7 @@ class StageConfig:
 
     epochs: float = 1.0
     """Length in passes over the training split; 0 skips the stage."""
+    # Departs from the paper's release, which has 12 (recipe `release_cub`): feeds several ranks.
     global_batch: int = 32
     """Images a step over all workers together."""
     rate: float = 1e-4
@@ -64,9 +65,10 @@ class StageConfig:
     schedule: Literal["constant", "warm-up", "one-cycle"] = "constant"
     """constant as in the release; warm-up: linear warm-up, then constant; one-cycle: linear
     warm-up, then cosine to a hundredth."""
+    # Departs from the paper where it is lower: short trainings change faster than 0.999 follows.
     beta2: float = 0.999
-    """Decay of Adam's second moment, 0..1; 0.999 as published, lower (a departure) follows a
-    changing gradient sooner."""
+    """Decay of Adam's second moment, 0..1; 0.999 as published, lower follows a changing gradient
+    sooner."""
     warmup_share: float = 0.05
     """Share of the steps that warm up in the schedules that do."""
     clip: float | None = None
@@ -89,6 +91,7 @@ class StageConfig:
     precision: Precision = "auto"
     """auto: bf16 where the device computes in it natively, else float32. fp16 scales its losses,
     and leaves out a step whose gradient overflows."""
+    # Departs from the paper, which has one rank, where it is not "none": half as much to send.
     compress: Literal["none", "bf16"] = "none"
     """What gradients are rounded to on their way between ranks."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -106,11 +109,12 @@ class StageConfig:
         require(self.global_batch > 0, f"global_batch must be > 0, not {self.global_batch}")
         require(0 < self.rate < 1, f"rate must be in (0, 1), not {self.rate}")
         for name in ("beta2", "warmup_share", "average_share"):
-            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)")
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} must be in [0, 1), not {value}")
         for name in ("checkpoint_images", "accumulate", "keep"):
             require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
         require(self.clip is None or self.clip > 0, f"clip must be > 0 or null, not {self.clip}")
-        require(self.image_scale > 0, "image_scale must be > 0")
+        require(self.image_scale > 0, f"image_scale must be > 0, not {self.image_scale}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,8 +174,13 @@ class AdversarialConfig(StageConfig):
             any(value > 0 for value in self.critics.values()),
             "stage_three.critics: at least one must be > 0",
         )
-        require(self.critic_width > 0, "stage_three.critic_width must be > 0")
-        require(0 < self.critic_rate < 1, "stage_three.critic_rate must be in (0, 1)")
+        require(
+            self.critic_width > 0, f"stage_three.critic_width must be > 0, not {self.critic_width}"
+        )
+        require(
+            0 < self.critic_rate < 1,
+            f"stage_three.critic_rate must be in (0, 1), not {self.critic_rate}",
+        )
         for name in ("adversary", "diversity"):
             value = getattr(self, name)
             require(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipelines.scoring import Scoring
     from sdn.captions import CharCnnRnn, SentenceEncoder
     from sdn.evaluation import Evaluator
     from sdn.scores.sets import SetScores
@@ -61,6 +62,7 @@ def noisy(deviation: float) -> Callable[[Tensor], Tensor]:
 
 
 def darker(pixels: Tensor) -> Tensor:
+    """By 4%."""
     return (pixels * 0.96).round().to(torch.uint8)
 
 
@@ -71,10 +73,12 @@ def whitened(pixels: Tensor) -> Tensor:
 
 
 def softened(pixels: Tensor) -> Tensor:
+    """Blurred over three pixels."""
     return blurred(pixels, 3)
 
 
 def coarse(pixels: Tensor) -> Tensor:
+    """With chroma `CHROMA` times coarser."""
     return subsampled(pixels.float(), CHROMA).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -91,6 +95,7 @@ class FineChroma:
             yield block
 
     def value(self) -> float:
+        """Root of the mean square, 0..255."""
         return float(torch.cat(self._squares).mean().sqrt())
 
 
@@ -111,6 +116,7 @@ def nearest(own: Tensor, known: Tensor) -> Tensor:
 
 
 def copied(evaluator: Evaluator, encoder: CharCnnRnn | SentenceEncoder) -> Iterator[Tensor]:
+    """(B, 3, H, W) uint8: for each test caption the training image of the nearest one."""
     train = load_split(evaluator.dataset, "train")
     image_of = [row for row, found in enumerate(train.captions) for _ in found]
     captions = [caption for found in train.captions for caption in found]
@@ -122,6 +128,7 @@ def copied(evaluator: Evaluator, encoder: CharCnnRnn | SentenceEncoder) -> Itera
 
 
 def line(name: str, scores: SetScores, fine: float) -> str:
+    """A row of the table."""
     match, kid, precision = (scores[key].get("value") for key in SCORES)
     return (
         f"{name:30} {'-' if match is None else f'{match:.1%}':>14} "
@@ -130,7 +137,21 @@ def line(name: str, scores: SetScores, fine: float) -> str:
     )
 
 
+def evaluator_of(scoring: Scoring, folder: Path) -> Evaluator:
+    """The evaluator of a model's own evaluation, with what it scores kept in `folder`."""
+    run = scoring.run
+    inputs = inputs_of(run, scoring.found)
+    data, taught = inputs["data"], inputs["teacher"]
+    real = perform(run, evaluating.reference(run, data, taught))
+    judge = perform(run, evaluating.judge(run, data, real))
+    places = {"reference": run.store.fetch(real.folder), "judge": run.store.fetch(judge.folder)}
+    config, dataset = run.config.evaluation, data_set(run, data)
+    draws, network = plan_draws(dataset, config), network_of(run, taught)
+    return open_evaluator(config, dataset, draws, network, places, folder)
+
+
 def main() -> None:
+    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", required=True, help="folder or s3:// of the model's run")
     parser.add_argument("--model", help="its champion where none is named")
@@ -138,18 +159,10 @@ def main() -> None:
     given = parser.parse_args()
     fewer = {} if given.captions is None else {"evaluation.captions": str(given.captions)}
     scoring = open_scoring(given.model, given.store, fewer)
-    run, found = scoring.run, scoring.found
-    inputs = inputs_of(run, found)
-    data, taught = inputs["data"], inputs["teacher"]
-    real = perform(run, evaluating.reference(run, data, taught))
-    judge = perform(run, evaluating.judge(run, data, real))
-    places = {"reference": run.store.fetch(real.folder), "judge": run.store.fetch(judge.folder)}
-    config, dataset = run.config.evaluation, data_set(run, data)
-    draws, network = plan_draws(dataset, config), network_of(run, taught)
-    model = open_synthesizer(found.folder)
+    model = open_synthesizer(scoring.found.folder)
     with tempfile.TemporaryDirectory() as folder:
-        evaluator = open_evaluator(config, dataset, draws, network, places, Path(folder))
-        drawn = [*drawn_blocks(model, draws)]
+        evaluator = evaluator_of(scoring, Path(folder))
+        drawn = [*drawn_blocks(model, evaluator.draws)]
         sets = {
             "true images": evaluator.real(),
             "true, 4% darker": map(darker, evaluator.real()),
