@@ -1,7 +1,7 @@
 """What each part of the method gives: the same run with one thing changed, scored alike.
 
     python tests/benchmarks/ablation.py --store RUNS [--recipe openmoji] [--arms "full,pixels only"]
-        [--seeds 0,1,2] [--set KEY=VALUE]... [--page FOLDER] [--real]
+        [--seeds 0,1,2] [--set KEY=VALUE]... [--page FOLDER] [--rows N] [--real]
 
 Each arm is `sdn run` with changes, in one store, so that what arms share is made once; take one of
 its own, for arms are registered like any run. What is done is kept in RUNS/ablation.jsonl and not
@@ -205,18 +205,16 @@ def _cell(key: str, scores: list[dict[str, dict[str, float]]]) -> str:
     return f"{mean} ({', '.join(cell(one, key, bare=True) for one in there)})"
 
 
-_ROWS = 16
-"""Captions on the sheet."""
-
-
-def sheet(folder: Path, store: Path, found: list[dict[str, object]], *, real: bool) -> None:
+def sheet(
+    folder: Path, store: Path, found: list[dict[str, object]], rows: int, *, real: bool
+) -> None:
     """One picture: a column an arm (its first seed), a row a test caption."""
     from sdn.data.loader import load_split
     from sdn.sampling import open_synthesizer
     from sdn.sheets import contact_sheet
 
     split = load_split(store / str(found[0]["data"]), "test")
-    numbers = [i * len(split.captions) // _ROWS for i in range(_ROWS)]
+    numbers = [i * len(split.captions) // rows for i in range(rows)]
     captions = [split.captions[n][0] for n in numbers]
     columns = {"real": split.pixels[numbers]} if real else {}
     for one in found:
@@ -241,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--rows", type=int, default=16, help="captions on the sheet")
     parser.add_argument("--real", action="store_true")
     given = parser.parse_args()
     common = dict(change.split("=", 1) for change in given.set)
@@ -274,7 +273,7 @@ def main() -> None:
     print("\n".join(told(found)))
     if given.page is not None:
         given.page.mkdir(parents=True, exist_ok=True)
-        sheet(given.page, given.store, found, real=given.real)
+        sheet(given.page, given.store, found, given.rows, real=given.real)
         about = f"`{given.recipe}`, {found[0]['captions']} test captions"
         (given.page / "ablation.md").write_text("\n".join([f"# {about}", "", *told(found), ""]))
         (given.page / "ablation.json").write_text(json.dumps([to_dict(config), found]))
