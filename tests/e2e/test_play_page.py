@@ -205,7 +205,9 @@ def test_seed_and_noise_where_a_model_has_some(chain, tmp_path):
         ) == ["noise"]
         page.locator("#noise").press("End")
         page.locator("#noise").press_sequentially("-")
-        page.wait_for_function("document.querySelector('#error').textContent.includes('number')")
+        page.wait_for_function(
+            "() => document.querySelector('#error').textContent.includes('number')"
+        )
         assert page.locator(".model:not(.stale)").count() == 0
         assert changed("#noise", "") == own
         assert page.locator("[aria-invalid=true]").count() == 0
