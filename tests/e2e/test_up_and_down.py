@@ -23,10 +23,12 @@ import boto3
 import httpx
 import psutil
 import pytest
+from botocore.config import Config
 from places import COMMAND, place
 
 from pipelines.marks import marked
 from pipelines.ports import free_ports
+from pipelines.s3_patience import ATTEMPTS
 from pipelines.stack import Stack
 
 pytestmark = pytest.mark.timeout(1200)
@@ -119,6 +121,8 @@ class Running:
             "s3", endpoint_url=env["SDN_S3_ENDPOINT"], region_name="us-east-1",
             aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+            # As often as the pipeline asks: a server that has just started may say InternalError.
+            config=Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}),
         )  # fmt: skip
 
 
