@@ -21,6 +21,7 @@ from caption_match import evaluator_of
 
 from pipelines.report import spread
 from pipelines.scoring import open_scoring
+from sdn.config.networks import MOST_NOISE
 from sdn.evaluation import REAL, blocks_again, class_table, drawn_blocks
 from sdn.sampling import open_synthesizer
 
@@ -54,6 +55,8 @@ def main() -> None:
     if not model.noise:
         parser.error(f"{scoring.found.title} has no noise: its images are the same at any scale")
     scales = [float(scale) for scale in given.scales.split(",")]
+    if wrong := [scale for scale in scales if not 0 <= scale <= MOST_NOISE]:
+        parser.error(f"--scales must be 0 to {MOST_NOISE:g}, not {wrong[0]:g}")
     with tempfile.TemporaryDirectory() as folder:
         evaluator = evaluator_of(scoring, Path(folder))
         draws = evaluator.draws
@@ -65,7 +68,8 @@ def main() -> None:
             moved = evaluator.noise_apart(drawn, blocks_again(scaled, draws))
             print(f"{scale:11g}  {told(drawn.scores)}  {moved.mean():.3g}", flush=True)
             for label, lines in class_table(draws, drawn, real, moved).items():
-                print(f"{'':13}{label}: {spread(lines)}", flush=True)
+                if (wide := spread(lines)) is not None:
+                    print(f"{'':13}{label}: {wide}", flush=True)
 
 
 if __name__ == "__main__":
