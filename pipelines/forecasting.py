@@ -193,6 +193,12 @@ def _search(two: Forecast, run: Run, samples: int | None) -> Forecast:
 
 def _warnings(found: list[Forecast], limits: Limits, config: RunConfig) -> list[str]:
     texts = []
+    if config.student.noise and config.stage_three.epochs == 0:
+        texts.append(
+            f"student.noise={config.student.noise} without a stage three: the distances of stages "
+            "one and two use next to none of it, so images of one caption will be much alike; set "
+            "stage_three.epochs and stage_three.diversity, or student.noise=0"
+        )
     for one in found:
         if one.memory_gib > limits.memory_gib:
             texts.append(

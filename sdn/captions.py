@@ -87,7 +87,11 @@ class CharCnnRnn(nn.Module):
 
     The embedding of a caption does not depend on the captions beside it: padding is masked at
     every layer.
-    Departs from the paper with `loudest`: beside the recurrent layer's mean the last layer reads
+    Departs from the paper, whose encoder is that of Reed et al. (in their release three
+    convolutions of 4 over one-hot letters, each with a pool of 3, and a plain recurrent layer over
+    the 8 steps that are left of 201 letters): letters are embedded, two convolutions of 5 halve the
+    length each, so that a caption of one word has something to average, and a GRU reads it.
+    Departs further with `loudest`: beside the recurrent layer's mean the last layer reads
     the maximum over time of the convolutions. It hears every piece of a word wherever it stands, so
     that captions with a new combination of known words come out right.
     Source: Reed, Akata, Schiele, Lee, "Learning Deep Representations of Fine-Grained Visual
@@ -280,7 +284,9 @@ def joint_embedding_loss(text: Tensor, image: Tensor, margin: float = 1.0) -> Te
     """Structured joint embedding: each caption must fit its own image better than any other's.
 
     Formula: mean over i, j != i of max(0, margin + s_ij - s_ii) + max(0, margin + s_ji - s_ii),
-             s_ij = <text_i, image_j>; every row is a class of its own.
+             s_ij = <text_i, image_j>.
+    Departs from the paper, where images of a class share a row: every image is a class of its own,
+    as data of users have captions and seldom classes.
     Source: Reed et al. 2016, arXiv:1605.05395, eq. 2-4, in the batch form with all other rows as
         the mismatching classes.
 

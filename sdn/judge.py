@@ -128,7 +128,8 @@ def fit_judge(
             if not found <= best:  # NaN, without held-out images, keeps the newest
                 best = found
                 kept = {name: value.clone() for name, value in judge.state_dict().items()}
-            report((epoch + 1) / config.epochs, f"loss {loss.item():.3f}, held out {found:.3f}")
+            held = f", held out {found:.3f}" if held_captions else ""
+            report((epoch + 1) / config.epochs, f"loss {loss.item():.3f}{held}")
     judge.load_state_dict(kept)
     return judge.requires_grad_(requires_grad=False).eval(), best
 

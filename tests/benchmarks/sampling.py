@@ -1,13 +1,15 @@
-"""Images a second of a student: `python tests/benchmarks/sampling.py [--model FOLDER] [--json]`.
+"""Images a second of a student: `python tests/benchmarks/sampling.py --recipe fashion64 --df-gan`.
 
 The student alone, in batches, on each device there is: plain float32, bf16, compiled. Weights do
 not change the rate, so without a model those of a recipe are drawn. With one, also what
-`sdn generate` does: 64 captions, each encoded and drawn by itself by one thread.
+`sdn generate` does: 64 captions, each encoded and drawn by itself by one thread. With `--df-gan`
+also DF-GAN's generator at the same size, right after each of the student's, and the ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from df_gan import NOISE, TEXT, Generator
 
 from sdn.compiling import compiled
 from sdn.recipes import RECIPES, recipe
@@ -25,11 +28,18 @@ from sdn.teacher import channels_last
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sdn.student import Student
+    from torch import nn
 
 CAPTIONS = 64
 ROUNDS = 5
 SECONDS = 1.0
+WAYS = {
+    "float32": (False, torch.float32),
+    "bf16": (False, torch.bfloat16),
+    "float32, compiled": (True, torch.float32),
+    "bf16, compiled": (True, torch.bfloat16),
+}
+"""Name -> compiled, type of weights and activations (autocast would cast weights in each call)."""
 
 
 def seconds_a_call(call: Callable[[], object], device: torch.device) -> float:
@@ -54,26 +64,31 @@ def seconds_a_call(call: Callable[[], object], device: torch.device) -> float:
     return statistics.median(found)
 
 
-def rates(student: Student, batch: int, device: torch.device) -> dict[str, float]:
-    """Way of computing -> images a second."""
-    student = channels_last(student.to(device)).eval()
-    code = torch.randn(batch, student.text_dim + student.noise, device=device)
+def rate(network: nn.Module, size: int, batch: int, device: torch.device, way: str) -> float:
+    """Images a second.
+
+    Args:
+        network: (batch, size) -> images, or a student's taps.
+        size: numbers that an image is drawn from.
+        batch: images at a time.
+        device: where.
+        way: one of WAYS.
+    """
+    compile_it, dtype = WAYS[way]
+    network = channels_last(copy.deepcopy(network).to(device, dtype)).eval()
+    code = torch.randn(batch, size, device=device, dtype=dtype)
 
     def plain(given: torch.Tensor) -> torch.Tensor:
-        return student(given)["image"]
+        drawn = network(given)
+        return drawn["image"] if isinstance(drawn, dict) else drawn
 
-    ways = {"float32": (plain, False), "bf16": (plain, True)}
-    for name, half in (("float32, compiled", False), ("bf16, compiled", True)):
-        ways[name] = (compiled(plain, "on", device), half)
-    found = {}
-    for name, (way, half) in ways.items():
+    draw = compiled(plain, "on", device) if compile_it else plain
 
-        def call(way: Callable[..., object] = way, *, half: bool = half) -> object:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-                return way(code)
+    def call() -> object:
+        with torch.inference_mode():
+            return draw(code)
 
-        found[name] = batch / seconds_a_call(call, device)
-    return found
+    return batch / seconds_a_call(call, device)
 
 
 def main() -> None:
@@ -82,12 +97,18 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a finished stage of a store")
     parser.add_argument("--recipe", choices=[*RECIPES], default="openmoji")
     parser.add_argument("--batches", default="1,16,64")
+    parser.add_argument("--df-gan", action="store_true", help="measure DF-GAN's generator, too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = None if given.model is None else open_synthesizer(given.model)
     student = new_student(recipe(given.recipe)) if model is None else model.student
+    size = student.text_dim + student.noise
+    if given.df_gan:
+        with torch.inference_mode():
+            resolution = student(torch.zeros(1, size))["image"].shape[-1]
+        df_gan = Generator(resolution)
     found: dict[str, object] = {"parameters": sum(p.numel() for p in student.parameters())}
     if model is not None:
         captions = [f"a picture of number {n}" for n in range(CAPTIONS)]
@@ -98,10 +119,16 @@ def main() -> None:
         devices.append(torch.device("cuda"))
     for device in devices:
         for batch in map(int, given.batches.split(",")):
-            for way, rate in rates(student, batch, device).items():
-                found[f"{device.type}, batch {batch}, {way}, images/s"] = rate
+            for way in WAYS:
+                own = rate(student, size, batch, device, way)
+                found[f"{device.type}, batch {batch}, {way}, images/s"] = own
+                line = f"{device.type:>4}  batch {batch:>3}  {way:<18} {own:>10,.0f} images/s"
+                if given.df_gan:
+                    other = rate(df_gan, NOISE + TEXT, batch, device, way)
+                    found[f"{device.type}, batch {batch}, {way}, DF-GAN, images/s"] = other
+                    line += f"  DF-GAN {other:>8,.0f}  ratio {own / other:.1f}"
                 if not given.json:
-                    print(f"{device.type:>4}  batch {batch:>3}  {way:<18} {rate:>10,.0f} images/s")
+                    print(line, flush=True)
     if given.json:
         print(json.dumps(found))
     else:

@@ -158,6 +158,18 @@ def test_few_trials_leave_cores_idle(run, monkeypatch):
     assert search.hours == pytest.approx(2 * 7200 / search.images_per_s / 3600)
 
 
+def test_noise_that_nothing_teaches_is_warned_of(run):
+    """Noise needs a stage three; without noise or with the stage there is nothing to say."""
+    changes = {"student.noise": "8"}
+    object.__setattr__(run, "config", with_overrides(run.config, changes))
+    _, warnings = forecast(run, lambda text: None, PLENTY)
+    (warning,) = warnings
+    assert warning.startswith("student.noise=8 without a stage three")
+    changes = {"stage_three.epochs": "1"}
+    object.__setattr__(run, "config", with_overrides(run.config, changes))
+    assert forecast(run, lambda text: None, PLENTY)[1] == []
+
+
 def test_what_does_not_fit_is_warned_of_with_what_to_change(run):
     """Memory, disk and days, each with the settings that would help."""
     _, warnings = forecast(run, lambda text: None, Limits(memory_gib=3.0, disk_gib=10.0))

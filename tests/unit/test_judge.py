@@ -199,6 +199,19 @@ def test_reports_and_refusals(fitted):
     json.dumps(fitted[0].config)
 
 
+def test_nothing_held_out_is_not_spoken_of():
+    """Data without a validation split: progress is the loss alone, not a score that is NaN."""
+    captions, features = toy(8)
+    told = []
+    judge, score = fit_judge(
+        captions, features, [], torch.zeros(0, features.shape[1]), CONFIG, lambda *t: told.append(t)
+    )
+    assert math.isnan(score)
+    assert len(told) == CONFIG.epochs
+    assert all(text.startswith("loss ") and "," not in text for _, text in told)
+    assert all(value.isfinite().all() for value in judge.state_dict().values())
+
+
 def test_two_images_are_enough():
     """The least there can be is fitted, to finite numbers."""
     captions, features = toy(2)
