@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NOISE, TEXT, WIDTH = 100, 256, 32
+"""Numbers of noise and of text, and channels at full resolution."""
 _SMALLEST = 4
+"""Pixels a side that blocks begin at."""
 _MOST = 8
+"""Most channels, in units of WIDTH."""
 _SLOPE = 0.2
 
 
@@ -31,9 +34,10 @@ class Modulation(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """(B, C, H, W), (B, code) -> (B, C, H, W)."""
-        scale, shift, *second = (reading(code)[:, :, None, None] for reading in self.readings)
-        x = functional.leaky_relu(scale * x + shift, _SLOPE)
-        return functional.leaky_relu(second[0] * x + second[1], _SLOPE)
+        for scale, shift in (self.readings[:2], self.readings[2:]):
+            scaled = scale(code)[:, :, None, None] * x + shift(code)[:, :, None, None]
+            x = functional.leaky_relu(scaled, _SLOPE, inplace=True)
+        return x
 
 
 class Block(nn.Module):
