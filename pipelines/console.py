@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pipelines.report import COLUMNS, SHORT, plain, short_rows
+from pipelines.run import STARTING
 from pipelines.search_tables import told
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Display:
                 bars.update(tasks[stage], completed=min(share, 1.0))
                 if text:
                     bars.update(tasks[stage], text=text)
+                elif share >= 1 and bars.tasks[tasks[stage]].fields["text"] == STARTING:
+                    bars.update(tasks[stage], text="done")
 
             yield show
 
@@ -82,6 +85,8 @@ class Display:
                 current = stage
             now = time.monotonic()
             texts[stage] = text or texts.get(stage, "")
+            if share >= 1 and texts[stage] == STARTING:
+                texts[stage] = "done"
             name = stage.replace("_", " ")
             waiting = f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {texts[stage]}"
             if now - told_at.get(stage, -inf) >= _LINE_EVERY_S:
@@ -167,8 +172,8 @@ class Display:
         model = found["model"]
         say = self.console.print
         say(
-            f"fixed cost (starting Ray, flow and tracking, all that does not compute): "
-            f"{found['fixed_s']:.0f} s"
+            "fixed cost (what does not compute, within the stages, too: starting Ray, flow and "
+            f"tracking): {found['fixed_s']:.0f} s"
         )
         self.search(found)
         if found["nothing_to_do"]:

@@ -271,7 +271,8 @@ def as_rows(found: list[Forecast]) -> list[tuple[str, ...]]:
             "not known yet" if one.images is None else f"{one.images:,}",
             f"{1e4 / one.images_per_s / 3600:.2g} per 10,000 images"
             if one.hours is None
-            else f"{one.hours:.2g}",
+            # Trials that fall behind end early, and few are worth their full length.
+            else f"{'at most ' if one.stage == 'search' else ''}{one.hours:.2g}",
             f"{one.memory_gib:.2g}",
             f"{one.checkpoint_gib:.2g}",
             f"{one.kept_gib:.2g}",

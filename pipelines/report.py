@@ -149,14 +149,15 @@ def plain(value: float) -> str:
 
 
 def withheld(rows: Mapping[str, Scores]) -> list[str]:
-    """Why scores are withheld, each reason once."""
-    reasons = (
-        f"{COLUMNS[score].heading}: {one['withheld']}"
-        for found in rows.values()
-        for score, one in found.items()
-        if score in COLUMNS and one.get("withheld")
-    )
-    return list(dict.fromkeys(reasons))
+    """Why scores are withheld, each reason once, with the rows that it holds for."""
+    without: dict[tuple[str, str], list[str]] = {}
+    for row, found in rows.items():
+        for score, one in found.items():
+            if score in COLUMNS and one.get("withheld"):
+                without.setdefault((COLUMNS[score].heading, one["withheld"]), []).append(row)
+    return [
+        f"{heading} ({', '.join(named)}): {reason}" for (heading, reason), named in without.items()
+    ]
 
 
 def how_measured(settings: Mapping[str, Any]) -> str:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pipelines.stage import Stage
 
 
+STARTING = "starting"
+"""What a stage says before it has anything of its own to say."""
+
+
 def parse_overrides(changes: list[str]) -> dict[str, str]:
     """`["stage_two.epochs=3"]` as a table.
 

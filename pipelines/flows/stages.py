@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 
 from pipelines.leaving_out import never_raising
 from pipelines.masking import masked_errors
-from pipelines.run import Done, Job, Run, perform
+from pipelines.run import STARTING, Done, Job, Run, perform
 from pipelines.search_pictures import PICTURES
 from pipelines.search_tables import search_rows, told
 from pipelines.trials import TrialLedger
@@ -64,7 +64,7 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
     if tracked is not None and not done_before:
         live = tracked.mirroring(job, training_place(run, stage))
     if not done_before:
-        run.progress(stage.name, 0.0, "starting")
+        run.progress(stage.name, 0.0, STARTING)
     with live:
         done = work(stage.key)
     if done_before:

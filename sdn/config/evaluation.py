@@ -32,7 +32,7 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "epochs"):
             require(getattr(self, name) > 0, f"evaluation.judge.{name} must be > 0")
-        require(self.batch > 1, "evaluation.judge.batch must be > 1 (negatives)")
+        require(self.batch > 1, f"evaluation.judge.batch must be > 1 (negatives), not {self.batch}")
         for name in ("rate", "temperature"):
             require(getattr(self, name) > 0, f"evaluation.judge.{name} must be > 0")
         for name in ("decay", "noise"):
@@ -86,7 +86,10 @@ class EvaluationConfig:
             require(getattr(self, name) > 0, f"evaluation.{name} must be > 0")
         require(self.splits > 1, f"evaluation.splits must be > 1 (deviation), not {self.splits}")
         require(self.seed >= 0, f"evaluation.seed must be >= 0, not {self.seed}")
-        require(self.captions is None or self.captions > 2, "evaluation.captions must be > 2")
+        require(
+            self.captions is None or self.captions > 2,
+            f"evaluation.captions must be > 2, not {self.captions}",
+        )
         require(
             self.features_size >= 32 and self.features_size % 32 == 0,
             f"evaluation.features_size must be a multiple of 32, not {self.features_size}",

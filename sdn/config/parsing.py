@@ -7,7 +7,10 @@ import difflib
 import json
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 T = TypeVar("T")
 
@@ -50,7 +53,22 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
         if key not in known:
             raise ValueError(_unknown(f"{where}{key}", key, list(known), where))
         parsed[key] = _parse(known[key], value, f"{where}{key}")
-    return kind(**parsed)
+    try:
+        return kind(**parsed)
+    except ValueError as error:
+        raise ValueError(_located(str(error), where, known)) from error
+
+
+def _located(text: str, where: str, known: Collection[str]) -> str:
+    """What a group refuses, with the group's whole name: stages one and two both have a rate."""
+    group = where.removesuffix(".")
+    outer, _, own = group.rpartition(".")
+    first = text.partition(" ")[0]
+    if not group or first.startswith(where):
+        return text
+    if first.startswith(f"{own}."):
+        return f"{outer}.{text}" if outer else text
+    return f"{where}{text}" if first.partition(".")[0] in known else f"{group}: {text}"
 
 
 def with_overrides(config: T, overrides: dict[str, str]) -> T:

@@ -191,7 +191,7 @@ class AdversarialConfig(StageConfig):
             "stage_three.precision=fp16 is not possible: two losses cannot share one scale; take "
             "bf16, float32 or auto",
         )
-        require(self.accumulate == 1, "stage_three.accumulate must be 1")
+        require(self.accumulate == 1, f"stage_three.accumulate must be 1, not {self.accumulate}")
         require(
             self.compile != "on", "stage_three.compile must be auto or off: it is never compiled"
         )

@@ -385,3 +385,23 @@ def test_configs_are_frozen():
         recipe("tiny").workers = 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe("tiny").data.resolution = 50
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "begins"),
+    [
+        ("stage_two.rate", "-1", "stage_two.rate must be"),
+        ("stage_one.weights.conv1", "-1", "stage_one.weights.conv1 must be"),
+        ("stage_one.weights", "all 0", "stage_one.weights: at least one loss weight"),
+        ("search.images", "0", "search.images must be"),
+        ("evaluation.judge.batch", "0", "evaluation.judge.batch must be"),
+        ("workers", "7", "workers must divide"),
+    ],
+)
+def test_a_refusal_names_the_whole_key(key, text, begins):
+    """Stages one, two and three all have a rate: the text says whose it is, once."""
+    changes = {key: text}
+    if key == "stage_one.weights":
+        changes = {f"{key}.{name}": "0" for name in ("image", *(f"conv{n}" for n in range(1, 6)))}
+    with pytest.raises(ValueError, match=f"^{begins}"):
+        with_overrides(recipe("tiny"), changes)

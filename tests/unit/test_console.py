@@ -3,6 +3,7 @@
 import time
 
 from pipelines.console import Display, earlier_and_better
+from pipelines.run import STARTING
 
 
 def test_a_log_has_a_stages_first_and_last_word_and_one_a_minute(capsys, monkeypatch):
@@ -42,3 +43,13 @@ def test_an_earlier_stage_whose_images_are_better_is_named():
     assert earlier_and_better(dict(reversed(worse.items()))) == []
     assert earlier_and_better({**worse, "stage three": {"KID": {"withheld": "too few"}}}) == []
     assert earlier_and_better({"stage two": kid(1.0, 2.0)}) == []
+
+
+def test_a_stage_that_had_nothing_to_say_ends_as_done(capsys):
+    """At its end a stage is not "starting"."""
+    with Display(to_stderr=True).progress() as show:
+        show("compare", 0.0, STARTING)
+        show("compare", 1.0, "")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("starting")
+    assert lines[-1].endswith("100%  done")

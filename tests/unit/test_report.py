@@ -135,7 +135,7 @@ def test_rows_are_named_for_what_they_are():
         "stage one", "stage two", "champion: version 3", "real: halves (floor, 8 images)", REAL,
         f"{UNTRAINED} (ceiling)", "blurred",
     ]  # fmt: skip
-    assert withheld(rows) == ["FID: too few"]
+    assert withheld(rows) == [f"FID (stage one, stage two, {UNTRAINED} (ceiling)): too few"]
     assert dict(short_rows(rows))["stage two"][1] == "0.0123 (0.01 to 0.015)"
     told = how_measured(json.loads(json.dumps(result()["settings"])))
     for words in ("each-image", "lite0", "128 px (bicubic)", "a" * 12, "b" * 12, "64 px"):
