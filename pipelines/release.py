@@ -298,14 +298,14 @@ def model_card(run: Run, stages: dict[str, Done], origin: Origin | None = None) 
     data, scored = stages["prepare"].result, stages["evaluate"].result
     rows = all_rows(scored, None)
     columns = headings(rows)
+    images = ", ".join(f"{count:,} {split}" for split, count in data["samples"].items())
     lines = [
         f"# sdn-{run.config.name}",
         "Text-to-image by Symmetrical Distillation Networks (Yuan & Peng 2018, arXiv:1808.06801): "
         f"one image of {run.config.data.resolution} x {run.config.data.resolution} pixels a "
         + ("caption and seed." if run.config.student.noise else "caption, no noise."),
         "",
-        f"Data: `{run.config.data.source}`, {data['samples']} images, manifest "
-        f"`{data['manifest']}`.",
+        f"Data: `{run.config.data.source}`, images: {images}; manifest `{data['manifest']}`.",
         *([f"Trained on from the weights of version {origin.version}."] if origin else []),
         f"Licence of the training images: {data['attribution'] or 'not stated by their source'}",
         "",

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import io
 import json
+import re
 import os
 import shutil
 import signal
@@ -214,6 +215,7 @@ print(json.dumps({
     assert decision["kid"]["p_value"] < 0.025
     assert float(found["tags"]["sdn.score.kid_error"]) > 0
     assert "CC BY-SA 4.0" in found["card"]
+    assert re.search(r"images: \d+ train, \d+ validation, \d+ test; manifest", found["card"])
     assert "binary" in found["signature"]["outputs"]
     assert "seed" in found["signature"]["params"]
     # What the registry's model draws is what `sdn generate` writes.
