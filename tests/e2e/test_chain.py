@@ -6,8 +6,8 @@ import dataclasses
 import html
 import io
 import json
-import re
 import os
+import re
 import shutil
 import signal
 import subprocess
