@@ -196,7 +196,7 @@ def _warnings(found: list[Forecast], limits: Limits, config: RunConfig) -> list[
     if config.student.noise and config.stage_three.epochs == 0:
         texts.append(
             f"student.noise={config.student.noise} without a stage three: the distances of stages "
-            "one and two use next to none of it, so images of one caption will be much alike; set "
+            "one and two use little of it, so images of one caption will be much alike; set "
             "stage_three.epochs and stage_three.diversity, or student.noise=0"
         )
     for one in found:
