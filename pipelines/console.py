@@ -46,7 +46,7 @@ class Display:
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         with Progress(*columns, console=self.console, refresh_per_second=2) as bars:
             tasks: dict[str, Any] = {}
@@ -57,11 +57,8 @@ class Display:
                         bars.update(task, completed=1.0)
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(stage.replace("_", " "), total=1.0, text="")
-                bars.update(tasks[stage], completed=min(share, 1.0))
-                if text:
-                    bars.update(tasks[stage], text=text)
-                elif share >= 1 and bars.tasks[tasks[stage]].fields["text"] == STARTING:
-                    bars.update(tasks[stage], text="done")
+                said = _said(share, text, bars.tasks[tasks[stage]].fields["text"])
+                bars.update(tasks[stage], completed=min(share, 1.0), text=said)
 
             yield show
 
@@ -84,9 +81,7 @@ class Display:
                 flush()
                 current = stage
             now = time.monotonic()
-            texts[stage] = text or texts.get(stage, "")
-            if share >= 1 and texts[stage] == STARTING:
-                texts[stage] = "done"
+            texts[stage] = _said(share, text, texts.get(stage, ""))
             name = stage.replace("_", " ")
             waiting = f"{now - began:6.0f} s  {name:<10} {min(share, 1.0):4.0%}  {texts[stage]}"
             if now - told_at.get(stage, -inf) >= _LINE_EVERY_S:
@@ -205,6 +200,12 @@ class Display:
             say(f"runs, models ({found['tracking_uri']}) and flows: sdn ui{found['store_option']}")
         named = "" if model["champion"] else f" --model {model['uri']}"
         say(f'generate: sdn generate "{found["example"]}"{named}{found["store_option"]}')
+
+
+def _said(share: float, text: str, last: str) -> str:
+    """What a stage says: its last word where there is no new one, at its end not "starting"."""
+    said = text or last
+    return "done" if share >= 1 and said == STARTING else said
 
 
 def earlier_and_better(figures: Mapping[str, Any]) -> list[str]:

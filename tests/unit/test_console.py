@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from pipelines.console import Display, earlier_and_better
 from pipelines.run import STARTING
 
@@ -45,11 +47,23 @@ def test_an_earlier_stage_whose_images_are_better_is_named():
     assert earlier_and_better({"stage two": kid(1.0, 2.0)}) == []
 
 
-def test_a_stage_that_had_nothing_to_say_ends_as_done(capsys):
-    """At its end a stage is not "starting"."""
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_stage_that_had_nothing_to_say_ends_as_done(terminal, capsys, monkeypatch):
+    """At its end a stage is not "starting", in a log as beside a bar."""
+    monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
     with Display(to_stderr=True).progress() as show:
         show("compare", 0.0, STARTING)
         show("compare", 1.0, "")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].endswith("starting")
-    assert lines[-1].endswith("100%  done")
+    last = [line for line in capsys.readouterr().err.splitlines() if "100%" in line][-1]
+    assert "done" in last
+    assert "starting" not in last
+
+
+def test_a_bar_shows_what_a_stage_says_as_it_stands(capsys, monkeypatch):
+    """Brackets are no markup; a stage keeps its last word until the next."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Display(to_stderr=True).progress() as show:
+        show("stage_two", 0.5, "[captions] 20 images/s")
+        show("stage_two", 1.0, "")
+    last = [line for line in capsys.readouterr().err.splitlines() if "100%" in line][-1]
+    assert "[captions] 20 images/s" in last
