@@ -59,17 +59,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(
             self.resolution >= 32 and self.resolution % 32 == 0,
-            f"data.resolution must be a positive multiple of 32 (five halvings by the teacher's "
+            f"resolution must be a positive multiple of 32 (five halvings by the teacher's "
             f"pools), not {self.resolution}; try {max(32, round(self.resolution / 32) * 32)}",
         )
-        require(self.shard_samples > 0, f"data.shard_samples must be > 0, not {self.shard_samples}")
+        require(self.shard_samples > 0, f"shard_samples must be > 0, not {self.shard_samples}")
         for name in ("validation_share", "test_share", "failure_budget"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"data.{name} must be in [0, 1), not {value}")
+            require(0 <= value < 1, f"{name} must be in [0, 1), not {value}")
         require(
             self.validation_share + self.test_share < 1,
-            "data.validation_share + data.test_share must leave something to train on (< 1), not "
+            "validation_share + test_share must leave something to train on (< 1), not "
             f"{self.validation_share + self.test_share}",
         )
-        require(self.limit is None or self.limit > 0, f"data.limit must be > 0, not {self.limit}")
-        require(self.max_pixels > 0, f"data.max_pixels must be > 0, not {self.max_pixels}")
+        require(self.limit is None or self.limit > 0, f"limit must be > 0, not {self.limit}")
+        require(self.max_pixels > 0, f"max_pixels must be > 0, not {self.max_pixels}")

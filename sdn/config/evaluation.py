@@ -31,12 +31,12 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "epochs"):
-            require(getattr(self, name) > 0, f"evaluation.judge.{name} must be > 0")
-        require(self.batch > 1, f"evaluation.judge.batch must be > 1 (negatives), not {self.batch}")
+            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+        require(self.batch > 1, f"batch must be > 1 (negatives), not {self.batch}")
         for name in ("rate", "temperature"):
-            require(getattr(self, name) > 0, f"evaluation.judge.{name} must be > 0")
+            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
         for name in ("decay", "noise"):
-            require(getattr(self, name) >= 0, f"evaluation.judge.{name} must be >= 0")
+            require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")
 
 
 INCEPTION_WEIGHTS = (
@@ -83,20 +83,20 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("sheet", "samples", "real_images"):
-            require(getattr(self, name) > 0, f"evaluation.{name} must be > 0")
-        require(self.splits > 1, f"evaluation.splits must be > 1 (deviation), not {self.splits}")
-        require(self.seed >= 0, f"evaluation.seed must be >= 0, not {self.seed}")
+            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+        require(self.splits > 1, f"splits must be > 1 (deviation), not {self.splits}")
+        require(self.seed >= 0, f"seed must be >= 0, not {self.seed}")
         require(
             self.captions is None or self.captions > 2,
-            f"evaluation.captions must be > 2, not {self.captions}",
+            f"captions must be > 2, not {self.captions}",
         )
         require(
             self.features_size >= 32 and self.features_size % 32 == 0,
-            f"evaluation.features_size must be a multiple of 32, not {self.features_size}",
+            f"features_size must be a multiple of 32, not {self.features_size}",
         )
         require(
             len(self.inception_sha256) >= 8,
-            "evaluation.inception_sha256 must have at least 8 hexadecimal digits, not "
+            "inception_sha256 must have at least 8 hexadecimal digits, not "
             f"{self.inception_sha256}",
         )
 
@@ -112,5 +112,5 @@ class PromotionConfig:
     it is not worse by more."""
 
     def __post_init__(self) -> None:
-        require(0 < self.level < 0.5, f"promotion.level must be in (0, 0.5), not {self.level}")
-        require(0 < self.margin <= 1, f"promotion.margin must be in (0, 1], not {self.margin}")
+        require(0 < self.level < 0.5, f"level must be in (0, 0.5), not {self.level}")
+        require(0 < self.margin <= 1, f"margin must be in (0, 1], not {self.margin}")

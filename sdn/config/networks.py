@@ -42,23 +42,26 @@ class TeacherConfig:
     """Initial weights and order of the fit."""
 
     def __post_init__(self) -> None:
-        require(0 < self.width <= 4, f"teacher.width must be in (0, 4], not {self.width}")
-        require(self.epochs >= 0, f"teacher.epochs must be >= 0, not {self.epochs}")
-        require(self.batch > 1, f"teacher.batch must be > 1 (batch norm), not {self.batch}")
-        require(self.rate > 0, f"teacher.rate must be > 0, not {self.rate}")
-        require(self.checkpoint_images > 0, "teacher.checkpoint_images must be > 0")
+        require(0 < self.width <= 4, f"width must be in (0, 4], not {self.width}")
+        require(self.epochs >= 0, f"epochs must be >= 0, not {self.epochs}")
+        require(self.batch > 1, f"batch must be > 1 (batch norm), not {self.batch}")
+        require(self.rate > 0, f"rate must be > 0, not {self.rate}")
+        require(
+            self.checkpoint_images > 0,
+            f"checkpoint_images must be > 0, not {self.checkpoint_images}",
+        )
         require(
             self.weights is None or self.epochs > 0,
-            f"teacher.epochs=0 is for a teacher that has seen no image, but its weights are those "
+            f"epochs=0 is for a teacher that has seen no image, but its weights are those "
             f"of {self.weights}: set teacher.weights=null and teacher.sha256=null, or other epochs",
         )
         require(
             self.sha256 is None or len(self.sha256) >= 8,
-            f"teacher.sha256 must have at least 8 hexadecimal digits, not {self.sha256}",
+            f"sha256 must have at least 8 hexadecimal digits, not {self.sha256}",
         )
         require(
             self.weights is None or "://" not in self.weights or self.sha256 is not None,
-            f"teacher.sha256 is needed when teacher.weights is a URL ({self.weights})",
+            f"sha256 is needed when teacher.weights is a URL ({self.weights})",
         )
 
 
@@ -98,9 +101,9 @@ class CaptionConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "width", "max_chars", "epochs", "checkpoint_images", "siblings"):
             value = getattr(self, name)
-            require(value > 0, f"captions.{name} must be > 0, not {value}")
-        require(self.batch > 1, f"captions.batch must be > 1 (negatives), not {self.batch}")
-        require(self.rate > 0, f"captions.rate must be > 0, not {self.rate}")
+            require(value > 0, f"{name} must be > 0, not {value}")
+        require(self.batch > 1, f"batch must be > 1 (negatives), not {self.batch}")
+        require(self.rate > 0, f"rate must be > 0, not {self.rate}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,13 +137,11 @@ class StudentConfig:
     paper, 2 is that of most JPEG files. Photos have little fine chroma; a student's is noise."""
 
     def __post_init__(self) -> None:
-        require(0 < self.width <= 1, f"student.width must be in (0, 1], not {self.width}")
-        require(0 <= self.leak < 1, f"student.leak must be in [0, 1), not {self.leak}")
-        require(
-            self.chroma in (1, 2, 4, 8), f"student.chroma must be 1, 2, 4 or 8, not {self.chroma}"
-        )
-        require(self.noise >= 0, f"student.noise must be >= 0, not {self.noise}")
+        require(0 < self.width <= 1, f"width must be in (0, 1], not {self.width}")
+        require(0 <= self.leak < 1, f"leak must be in [0, 1), not {self.leak}")
+        require(self.chroma in (1, 2, 4, 8), f"chroma must be 1, 2, 4 or 8, not {self.chroma}")
+        require(self.noise >= 0, f"noise must be >= 0, not {self.noise}")
         require(
             0 <= self.noise_scale <= MOST_NOISE,
-            f"student.noise_scale must be in [0, {MOST_NOISE:g}], not {self.noise_scale}",
+            f"noise_scale must be in [0, {MOST_NOISE:g}], not {self.noise_scale}",
         )

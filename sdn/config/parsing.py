@@ -7,10 +7,7 @@ import difflib
 import json
 import types
 import typing
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -43,8 +40,14 @@ def _without_later(values: dict[str, Any]) -> dict[str, Any]:
 def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
     """The config of this kind from plain values.
 
+    Args:
+        kind: a config, or one of its groups.
+        values: of its keys; the others take their defaults.
+        where: the group's place with a dot behind it, for errors: `stage_one.`.
+
     Raises:
-        ValueError: an unknown key (with the nearest known one) or a value of another type.
+        ValueError: an unknown key (with the nearest known one), a value of another type, or one
+            that the config refuses; it begins with the whole key.
     """
     hints = typing.get_type_hints(kind)
     known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -55,20 +58,8 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
         parsed[key] = _parse(known[key], value, f"{where}{key}")
     try:
         return kind(**parsed)
-    except ValueError as error:
-        raise ValueError(_located(str(error), where, known)) from error
-
-
-def _located(text: str, where: str, known: Collection[str]) -> str:
-    """What a group refuses, with the group's whole name: stages one and two both have a rate."""
-    group = where.removesuffix(".")
-    outer, _, own = group.rpartition(".")
-    first = text.partition(" ")[0]
-    if not group or first.startswith(where):
-        return text
-    if first.startswith(f"{own}."):
-        return f"{outer}.{text}" if outer else text
-    return f"{where}{text}" if first.partition(".")[0] in known else f"{group}: {text}"
+    except ValueError as error:  # it begins with the group's own key: stages share their class
+        raise ValueError(f"{where}{error}") from error
 
 
 def with_overrides(config: T, overrides: dict[str, str]) -> T:

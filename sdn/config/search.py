@@ -22,8 +22,8 @@ class Range:
     def __post_init__(self) -> None:
         require(
             0 < self.low <= 1 <= self.high < float("inf"),
-            "the factors on the recipe's own value must satisfy 0 < low <= 1 <= high, not low "
-            f"{self.low}, high {self.high}",
+            "low and high, factors on the recipe's own value, must satisfy 0 < low <= 1 <= high, "
+            f"not {self.low} and {self.high}",
         )
 
 
@@ -80,40 +80,37 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         for name in ("trials", "reruns", "random_trials", "seed"):
-            require(
-                getattr(self, name) >= 0, f"search.{name} must be >= 0, not {getattr(self, name)}"
-            )
-        require(self.images > 0, f"search.images must be > 0, not {self.images}")
-        require(self.workers > 0, f"search.workers must be > 0, not {self.workers}")
-        require(self.captions > 5, f"search.captions must be > 5, not {self.captions}")
-        require(self.reduction > 1, f"search.reduction must be > 1, not {self.reduction}")
-        require(0 < self.level < 0.5, f"search.level must be in (0, 0.5), not {self.level}")
+            require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")
+        require(self.images > 0, f"images must be > 0, not {self.images}")
+        require(self.workers > 0, f"workers must be > 0, not {self.workers}")
+        require(self.captions > 5, f"captions must be > 5, not {self.captions}")
+        require(self.reduction > 1, f"reduction must be > 1, not {self.reduction}")
+        require(0 < self.level < 0.5, f"level must be in (0, 0.5), not {self.level}")
         require(
             0 < self.rerun_level <= 1,
-            f"search.rerun_level must be in (0, 1], not {self.rerun_level}",
+            f"rerun_level must be in (0, 1], not {self.rerun_level}",
         )
         require(
             self.minutes is None or self.minutes > 0,
-            f"search.minutes must be > 0 or null, not {self.minutes}",
+            f"minutes must be > 0 or null, not {self.minutes}",
         )
         require(
             self.first_images is None or 0 < self.first_images <= self.images,
-            f"search.first_images must be in [1, search.images = {self.images}], not "
-            f"{self.first_images}",
+            f"first_images must be in [1, search.images = {self.images}], not {self.first_images}",
         )
         require(
             self.scheduler != "pbt" or (self.workers == 1 and not self.stage_one),
-            "search.scheduler=pbt copies trials in mid-course: it needs search.workers=1 and "
+            "scheduler=pbt copies trials in mid-course: it needs search.workers=1 and "
             "search.stage_one=false",
         )
         for name in self.space:
             require(
                 _VARIED.fullmatch(name) is not None,
-                f"search.space.{name}: nothing of this name can be searched; image, conv1 .. "
+                f"space.{name}: nothing of this name can be searched; image, conv1 .. "
                 "conv5, a tap such as conv3_1, rate, or with search.stage_one=true "
                 "stage_one.image .., stage_one.rate and share can",
             )
             require(
                 self.stage_one or not (name == "share" or name.startswith("stage_one.")),
-                f"search.space.{name} is about stage one: it needs search.stage_one=true",
+                f"space.{name} is about stage one: it needs search.stage_one=true",
             )

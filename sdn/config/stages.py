@@ -38,12 +38,16 @@ class LossWeights:
         for name in self.taps:
             require(
                 re.fullmatch(r"image|conv[1-5]_[1-4]|pool[1-5]", name) is not None,
-                f"weights.taps.{name}: no tap has this name; image, conv1_1, .., pool5 are taps",
+                f"taps.{name}: no tap has this name; image, conv1_1, .., pool5 are taps",
             )
         values = {name: getattr(self, name) for name in TAP_GROUPS} | self.taps
         for name, value in values.items():
-            require(0 <= value < math.inf, f"weights.{name} must be >= 0 and finite, not {value}")
-        require(any(value > 0 for value in values.values()), "at least one loss weight must be > 0")
+            key = f"taps.{name}" if name in self.taps else name
+            require(0 <= value < math.inf, f"{key} must be >= 0 and finite, not {value}")
+        require(
+            any(value > 0 for value in values.values()),
+            "image, conv1 .. conv5 or one of taps must be > 0: without a loss nothing is learned",
+        )
 
     def of(self, tap: str) -> float:
         """Weight of the tap of this name: its own, or that of its group."""
@@ -162,41 +166,37 @@ class AdversarialConfig(StageConfig):
         StageConfig.__post_init__(self)
         require(
             not self.critics.get("image"),
-            "stage_three.critics.image is not possible: critics see with the teacher's eyes alone; "
+            "critics.image is not possible: critics see with the teacher's eyes alone; "
             "take conv1_1 or a later tap",
         )
         for name, value in self.critics.items():
             require(
                 0 <= value < math.inf,
-                f"stage_three.critics.{name} must be >= 0 and finite, not {value}",
+                f"critics.{name} must be >= 0 and finite, not {value}",
             )
         require(
             any(value > 0 for value in self.critics.values()),
-            "stage_three.critics: at least one must be > 0",
+            f"critics must have one that is > 0, not {self.critics}",
         )
-        require(
-            self.critic_width > 0, f"stage_three.critic_width must be > 0, not {self.critic_width}"
-        )
+        require(self.critic_width > 0, f"critic_width must be > 0, not {self.critic_width}")
         require(
             0 < self.critic_rate < 1,
-            f"stage_three.critic_rate must be in (0, 1), not {self.critic_rate}",
+            f"critic_rate must be in (0, 1), not {self.critic_rate}",
         )
         for name in ("adversary", "diversity"):
             value = getattr(self, name)
-            require(
-                0 <= value < math.inf, f"stage_three.{name} must be >= 0 and finite, not {value}"
-            )
+            require(0 <= value < math.inf, f"{name} must be >= 0 and finite, not {value}")
         require(
             self.precision != "fp16",
-            "stage_three.precision=fp16 is not possible: two losses cannot share one scale; take "
-            "bf16, float32 or auto",
+            "precision must be bf16, float32 or auto, not fp16: two losses cannot share one scale",
         )
-        require(self.accumulate == 1, f"stage_three.accumulate must be 1, not {self.accumulate}")
+        require(self.accumulate == 1, f"accumulate must be 1, not {self.accumulate}")
         require(
-            self.compile != "on", "stage_three.compile must be auto or off: it is never compiled"
+            self.compile != "on",
+            "compile must be auto or off, not on: stage three is never compiled",
         )
         require(
             self.global_batch >= 2,
-            f"stage_three.global_batch must be >= 2, not {self.global_batch}: a critic is shown "
+            f"global_batch must be >= 2, not {self.global_batch}: a critic is shown "
             "the caption of another image, too",
         )

@@ -208,7 +208,11 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("stage_two.image_scale", "0", "image_scale must be > 0"),
         ("stage_two.checkpoint_images", "0", "checkpoint_images must be > 0"),
         ("stage_two.weights.conv1", "-1", "weights.conv1 must be >= 0 and finite, not -1"),
-        ("stage_two.weights.taps.pool1", "-1", "weights.pool1 must be >= 0 and finite, not -1"),
+        (
+            "stage_two.weights.taps.pool1",
+            "-1",
+            "weights.taps.pool1 must be >= 0 and finite, not -1",
+        ),
         ("search.trials", "-1", "search.trials must be >= 0"),
         ("search.images", "0", "search.images must be > 0"),
         ("search.reruns", "-1", "search.reruns must be >= 0, not -1"),
@@ -228,12 +232,12 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         (
             "search.space.conv1.low",
             "0",
-            "search.space.conv1: the factors .* 0 < low <= 1 <= high, not low 0.0, high 10",
+            "search.space.conv1.low and high, .* 0 < low <= 1 <= high, not 0.0 and 10",
         ),
-        ("search.space.conv1.low", "1.5", "not low 1.5, high 10"),
-        ("search.space.conv1.low", "NaN", "not low nan"),
-        ("search.space.conv1.high", "0.9", "not low 0.1, high 0.9"),
-        ("evaluation.sheet", "0", "evaluation.sheet must be > 0"),
+        ("search.space.conv1.low", "1.5", "not 1.5 and 10"),
+        ("search.space.conv1.low", "NaN", "not nan and 10"),
+        ("search.space.conv1.high", "0.9", "not 0.1 and 0.9"),
+        ("evaluation.sheet", "0", "evaluation.sheet must be > 0, not 0"),
         ("evaluation.samples", "0", "evaluation.samples must be > 0"),
         ("evaluation.real_images", "0", "evaluation.real_images must be > 0"),
         ("evaluation.splits", "1", r"evaluation.splits must be > 1 \(deviation\), not 1"),
@@ -244,13 +248,17 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
         ("evaluation.inception_sha256", "6726825", "at least 8 hexadecimal digits, not 6726825"),
         ("evaluation.protocol", "authers", "evaluation.protocol must be one of .*'gan'"),
         ("evaluation.features", "vgg", "evaluation.features must be one of .*'lite0'"),
-        ("evaluation.judge.dim", "0", "evaluation.judge.dim must be > 0"),
+        ("evaluation.judge.dim", "0", "evaluation.judge.dim must be > 0, not 0"),
         ("evaluation.judge.epochs", "0", "evaluation.judge.epochs must be > 0"),
         ("evaluation.judge.batch", "1", "evaluation.judge.batch must be > 1"),
         ("evaluation.judge.rate", "0", "evaluation.judge.rate must be > 0"),
-        ("evaluation.judge.temperature", "NaN", "evaluation.judge.temperature must be > 0"),
+        (
+            "evaluation.judge.temperature",
+            "NaN",
+            "evaluation.judge.temperature must be > 0, not nan",
+        ),
         ("evaluation.judge.decay", "-1", "evaluation.judge.decay must be >= 0"),
-        ("evaluation.judge.noise", "-0.1", "evaluation.judge.noise must be >= 0"),
+        ("evaluation.judge.noise", "-0.1", "evaluation.judge.noise must be >= 0, not -0.1"),
         ("promotion.level", "0", r"promotion.level must be in \(0, 0.5\), not 0"),
         ("promotion.level", "0.5", r"promotion.level must be in \(0, 0.5\), not 0.5"),
         ("promotion.margin", "0", r"promotion.margin must be in \(0, 1\], not 0"),
@@ -260,7 +268,7 @@ def test_impossible_resolution_says_which_are_possible(resolution, near):
     ],
 )
 def test_value_out_of_range(key, value, word):
-    """A value out of its range is refused with its key and, mostly, what came."""
+    """A value out of its range is refused with its key and what came."""
     with pytest.raises(ValueError, match=word):
         with_overrides(recipe("tiny"), {key: value})
 
@@ -268,7 +276,7 @@ def test_value_out_of_range(key, value, word):
 def test_all_loss_weights_zero():
     """At least one term must remain."""
     nothing = dict.fromkeys(("image", "conv1", "conv2", "conv3", "conv4", "conv5"), 0.0)
-    with pytest.raises(ValueError, match="at least one loss weight must be > 0"):
+    with pytest.raises(ValueError, match=r"^image, conv1 \.\. conv5 or one of taps must be > 0"):
         LossWeights(**nothing)
     assert LossWeights(**nothing, taps={"pool5": 1.0}).of("pool5") == 1
 
@@ -282,7 +290,7 @@ def test_what_cannot_be_searched_is_named(name):
     for whole in (name, f"stage_one.{name}"):
         with pytest.raises(ValueError, match="nothing of this name can be searched") as caught:
             SearchConfig(space={"image": Range(), whole: Range()}, stage_one=True)
-        assert str(caught.value).startswith(f"search.space.{whole}: ")
+        assert str(caught.value).startswith(f"space.{whole}: ")
     with pytest.raises(ValueError, match="nothing of this name"):
         SearchConfig(space={"stage_one.share": Range()}, stage_one=True)
 
@@ -295,7 +303,7 @@ def test_stage_ones_values_need_its_search(name):
     for about_one in (f"stage_one.{name}", "share"):
         with pytest.raises(ValueError, match=r"it needs search\.stage_one=true") as caught:
             SearchConfig(space={about_one: Range()})
-        assert str(caught.value).startswith(f"search.space.{about_one} is about stage one")
+        assert str(caught.value).startswith(f"space.{about_one} is about stage one")
         assert SearchConfig(space={about_one: Range()}, stage_one=True).space
 
 
@@ -354,7 +362,7 @@ def test_workers_must_not_outnumber_a_batch(stage):
 
 def test_weights_by_url_need_a_digest():
     """Weights that are fetched must name their digest; a local file need not."""
-    with pytest.raises(ValueError, match=r"teacher\.sha256 is needed"):
+    with pytest.raises(ValueError, match=r"^sha256 is needed when teacher"):
         TeacherConfig(weights="https://example.org/vgg.pth")
     assert TeacherConfig(weights="vgg.pth").sha256 is None
     assert TeacherConfig(weights="https://example.org/vgg.pth", sha256="0" * 8).weights
@@ -395,7 +403,7 @@ def test_configs_are_frozen():
         (
             "stage_one.weights",
             '{"image": 0, "conv1": 0, "conv2": 0, "conv3": 0, "conv4": 0, "conv5": 0}',
-            "stage_one.weights: at least one loss weight",
+            r"stage_one.weights.image, conv1 \.\. conv5 or one",
         ),
         ("search.images", "0", "search.images must be"),
         ("evaluation.judge.batch", "0", "evaluation.judge.batch must be"),
