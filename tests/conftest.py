@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,15 @@ class QuickOnesTogether(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return "alone" if alone(nodeid) else nodeid.partition("::")[0]
+
+
+def pytest_configure() -> None:
+    """What tests start hears SIGINT, also where a script started pytest with `&`.
+
+    A shell without job control lets such a command ignore it, and all that the command starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -59,7 +59,7 @@ def test_a_killed_flow_leaves_its_training_and_the_next_one_attaches(cluster, st
 
 @pytest.mark.rest
 def test_an_ended_flow_stops_the_job_and_frees_the_cluster(cluster, store, tmp_path):
-    """SIGTERM of the flow, as Prefect cancels: checkpoint, job stopped, cores free, none left."""
+    """Ctrl-C of the flow: checkpoint, job stopped, cores free, none left; the next goes on."""
     order = training_place.order_of(store, "ended-1", epochs=400)
     flow = Flow(order, cluster, tmp_path)
     (worker,) = flow.wait("worker")
