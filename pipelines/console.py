@@ -29,7 +29,7 @@ class Display:
     """Progress and results on one console."""
 
     def __init__(self, *, to_stderr: bool) -> None:
-        self.console = Console(stderr=to_stderr, soft_wrap=True)
+        self.console = Console(stderr=to_stderr, soft_wrap=True, markup=False)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, float, str], None]]:
@@ -72,7 +72,7 @@ class Display:
         def flush() -> None:
             nonlocal waiting
             if waiting:
-                self.console.print(waiting.rstrip(), markup=False, highlight=False)
+                self.console.print(waiting.rstrip(), highlight=False)
             waiting = ""
 
         def show(stage: str, share: float, text: str) -> None:
@@ -162,17 +162,17 @@ class Display:
 
     def result(self, found: dict[str, Any]) -> None:
         """The end of a run: stages, scores, where everything is and what to do next."""
+        say = self.console.print
+        if found["nothing_to_do"]:
+            say("nothing to do: every stage was done already")
         self.stages(found["stages"], found["seconds"])
         self.scores(found)
         model = found["model"]
-        say = self.console.print
         say(
             "fixed cost (what does not compute, within the stages, too: starting Ray, flow and "
             f"tracking): {found['fixed_s']:.0f} s"
         )
         self.search(found)
-        if found["nothing_to_do"]:
-            say("nothing to do: every stage was done already")
         data = found["stages"]["prepare"]["result"]
         if data["dead_letters"]:
             say(

@@ -54,7 +54,10 @@ def _show(found: Lineage) -> None:
     _table(_SHARD, [tuple(str(shard[name]) for name in _SHARD) for shard in shards])
     if (more := found.data.get("shard_count", 0) - len(shards)) > 0:
         say(f"and {more:,} more shards")
-    _table(("stage", "key", "folder", "seconds", "config"), [_stage(one) for one in found.stages])
+    _table(("stage", "key", "folder", "seconds"), [_stage(one) for one in found.stages])
+    for one in found.stages:  # no column of theirs: they are far wider than a terminal
+        config = "not reached" if one["config"] is None else json.dumps(one["config"])
+        say(f"config of {one['name']}: {config}")
     _table(_RUN, [tuple(run[name] for name in _RUN) for run in found.runs])
     for text in found.unreached:
         say(f"not reached: {text}", error=True)
@@ -73,8 +76,7 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 def _stage(one: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table of stages."""
     seconds = "" if one["seconds"] is None else str(one["seconds"])
-    config = "not reached" if one["config"] is None else json.dumps(one["config"])
-    return one["name"], one["key"], one["folder"], seconds, config
+    return one["name"], one["key"], one["folder"], seconds
 
 
 def _text(name: str, value: object) -> str:

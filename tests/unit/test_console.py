@@ -67,3 +67,11 @@ def test_a_bar_shows_what_a_stage_says_as_it_stands(capsys, monkeypatch):
         show("stage_two", 1.0, "")
     last = [line for line in capsys.readouterr().err.splitlines() if "100%" in line][-1]
     assert "[captions] 20 images/s" in last
+
+
+def test_a_folder_with_brackets_is_shown_whole(capsys):
+    """They are no markup: where a result lies is what a person copies."""
+    folder = "/data/[old]/prepare/0123"
+    done = {"seconds": 1.0, "fresh": True, "note": "", "folder": folder}
+    Display(to_stderr=True).stages({"prepare": done}, 2.0)
+    assert folder in capsys.readouterr().err

@@ -284,6 +284,9 @@ def test_the_command_prints_it(place):
     assert done.exit_code == 0, done.output
     for text in (place.manifest, *KEYS.values(), "train-00000.tar", "folders and digests agree"):
         assert text in done.output
+    narrow = CliRunner().invoke(app, ["lineage", NAME, "--store", store], env={"COLUMNS": "80"})
+    for name in KEYS:
+        assert f'config of {name}: {{"of": "{name}"}}' in narrow.output.splitlines()
     done = CliRunner().invoke(app, ["lineage", NAME, "--store", store, "--json"])
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(
         json.dumps(place.trace(NAME).as_dict())
