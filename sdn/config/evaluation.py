@@ -31,12 +31,15 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "epochs"):
-            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be > 0, not {value}")
         require(self.batch > 1, f"batch must be > 1 (negatives), not {self.batch}")
         for name in ("rate", "temperature"):
-            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be > 0, not {value}")
         for name in ("decay", "noise"):
-            require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must be >= 0, not {value}")
 
 
 INCEPTION_WEIGHTS = (
@@ -83,7 +86,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("sheet", "samples", "real_images"):
-            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be > 0, not {value}")
         require(self.splits > 1, f"splits must be > 1 (deviation), not {self.splits}")
         require(self.seed >= 0, f"seed must be >= 0, not {self.seed}")
         require(

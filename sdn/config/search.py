@@ -80,7 +80,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         for name in ("trials", "reruns", "random_trials", "seed"):
-            require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must be >= 0, not {value}")
         require(self.images > 0, f"images must be > 0, not {self.images}")
         require(self.workers > 0, f"workers must be > 0, not {self.workers}")
         require(self.captions > 5, f"captions must be > 5, not {self.captions}")

@@ -46,7 +46,7 @@ class LossWeights:
             require(0 <= value < math.inf, f"{key} must be >= 0 and finite, not {value}")
         require(
             any(value > 0 for value in values.values()),
-            "image, conv1 .. conv5 or one of taps must be > 0: without a loss nothing is learned",
+            "image, conv1 .. conv5 or one of taps must be > 0, not all 0: there is no loss then",
         )
 
     def of(self, tap: str) -> float:
@@ -116,7 +116,8 @@ class StageConfig:
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1), not {value}")
         for name in ("checkpoint_images", "accumulate", "keep"):
-            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be > 0, not {value}")
         require(self.clip is None or self.clip > 0, f"clip must be > 0 or null, not {self.clip}")
         require(self.image_scale > 0, f"image_scale must be > 0, not {self.image_scale}")
 

@@ -54,9 +54,13 @@ def test_a_stage_that_had_nothing_to_say_ends_as_done(terminal, capsys, monkeypa
     with Display(to_stderr=True).progress() as show:
         show("compare", 0.0, STARTING)
         show("compare", 1.0, "")
-    last = [line for line in capsys.readouterr().err.splitlines() if "100%" in line][-1]
+    lines = capsys.readouterr().err.splitlines()
+    last = [line for line in lines if "100%" in line][-1]
     assert "done" in last
     assert "starting" not in last
+    if not terminal:
+        assert lines[0].endswith("starting")
+        assert lines[-1].endswith("100%  done")
 
 
 def test_a_bar_shows_what_a_stage_says_as_it_stands(capsys, monkeypatch):
