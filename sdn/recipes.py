@@ -25,8 +25,8 @@ C = TypeVar("C")
 
 def openmoji() -> RunConfig:
     """The embedded data at 64 px, a quarter-width VGG19 fitted on them: 8 to 32 min on 2 cores."""
-    # Departs from the paper in batch, rate, beta2, schedule, average and weights, for two cores
-    # and minutes: DECISIONS.md, "the embedded recipe", has what was tried.
+    # Departs from the paper in batch, rate, beta2, schedule, average, weights and scale, for two
+    # cores and minutes: DECISIONS.md, "the embedded recipe", has what was tried.
     weights = LossWeights(image=20, conv1=1, conv2=1, conv3=1, conv4=0.3, conv5=0.3)
     stage = StageConfig(
         global_batch=16,
@@ -40,6 +40,7 @@ def openmoji() -> RunConfig:
     return RunConfig(
         name="openmoji",
         data=DataConfig(source="openmoji", resolution=64),
+        # Departs from the paper, whose teacher is a whole VGG19 trained on ImageNet.
         teacher=TeacherConfig(width=0.25, convention="symmetric", epochs=6),
         # Departs from the paper: contrastive, and all that `sdn.captions` adds; few captions, which
         # often differ in one word. DECISIONS.md has both losses' figures.
@@ -53,8 +54,8 @@ def openmoji() -> RunConfig:
             even=True,
             epochs=25,
         ),
-        # Departs from the paper: without a leak, stage one leaves units that never learn again;
-        # DECISIONS.md, 2026-11-27, has the figures.
+        # Departs from the paper: weights near the identity get further in minutes; without a leak,
+        # stage one leaves units that never learn again (DECISIONS.md, 2026-11-27, has the figures).
         student=StudentConfig(init="identity", leak=0.1),
         stage_one=_replace(stage, epochs=2),
         # Two short trials at a time; full length only for what is better beyond chance already.
@@ -66,7 +67,7 @@ def openmoji() -> RunConfig:
 
 
 def openmoji_long() -> RunConfig:
-    """As openmoji with a stage two of 50 epochs: 20 minutes to an hour and a half on 2 cores."""
+    """As openmoji with a stage two of 50 epochs: 20 to 66 minutes on 2 cores."""
     base = openmoji()
     return dataclasses.replace(
         base, name="openmoji-long", stage_two=_replace(base.stage_two, epochs=50)
