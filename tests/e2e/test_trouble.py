@@ -204,7 +204,8 @@ def test_a_run_outlives_its_mlflow(chain, tmp_path):
         )
         assert again.returncode == 0, again.stderr[-4000:]
         answer = json.loads(again.stdout.splitlines()[-1])
-        client = mlflow.MlflowClient(url)
+        # The registry by name: MLflow's default is the one that a test before may have set.
+        client = mlflow.MlflowClient(url, url)
         places = [one.experiment_id for one in client.search_experiments()]
         found = client.search_runs(places, "tags.mlflow.runName = 'stage_two'")
         (nested,) = [one for one in found if one.info.status == "FINISHED"]
