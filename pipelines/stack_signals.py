@@ -6,6 +6,8 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pipelines.dropped_signals import heard_again
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,9 +27,13 @@ def ends_by_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     heard = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
-    with _kept():
+
+    def arm() -> None:
         for one in heard:
             signal.signal(one, first)
+
+    with _kept(), heard_again(rearm=arm):
+        arm()
         yield
 
 

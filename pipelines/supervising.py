@@ -150,6 +150,7 @@ class _Watch:
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._last, self._steps = time.monotonic(), 0
+        self._stopping = False
         self.ranks: dict[int, dict[str, Any]] = {}
 
     def heard(self, kind: str, values: dict[str, Any]) -> None:
@@ -161,8 +162,17 @@ class _Watch:
             # Of an elastic group that has shrunk, the ranks beyond its size are gone.
             self.ranks = {n: v for n, v in self.ranks.items() if n < values["world"]}
             self.ranks[values["rank"]] = values
+            if self._stopping:  # of several ranks, one that begins after the others were asked
+                end_ranks([values], signal.SIGTERM)
         elif kind in {"alive", "step"}:
             self._steps += 1
+
+    def stop(self) -> bool:
+        """Ask all ranks to stop, also those that begin from now on; False where none has begun."""
+        self._stopping = True
+        begun = list(self.ranks.values())  # another thread adds to them
+        end_ranks(begun, signal.SIGTERM)
+        return bool(begun)
 
     def silent_s(self) -> float | None:
         """How long nothing was heard, if that is too long."""
@@ -186,9 +196,9 @@ def _fit(fit: Callable[[], Any], watch: _Watch, order: StageOrder) -> None:
         else:
             done.set_result(None)
 
-    threading.Thread(target=work, name="fit", daemon=True).start()
     hung: str | None = None
     try:
+        threading.Thread(target=work, name="fit", daemon=True).start()
         while not _over(done, _LOOK_EVERY_S):
             if hung is None and (silent := watch.silent_s()) is not None:
                 hung = f"no rank made progress for {silent:.0f} s (SDN_STALL_S)"
@@ -215,8 +225,10 @@ def _over(done: Future[None], seconds: float) -> bool:
 
 def _stop(watch: _Watch, done: Future[None], grace_s: float) -> None:
     """Ask the ranks for a last checkpoint and wait for it; end those that take too long."""
+    if not watch.stop():  # they end with Ray, and have nothing to write down
+        logger.warning("stopped before training began: the same command begins where this one did")
+        return
     logger.warning("asked to stop: the ranks write a last checkpoint (at most %.0f s)", grace_s)
-    end_ranks(watch.ranks.values(), signal.SIGTERM)
     if _over(done, grace_s):
         logger.warning("stopped; the same command goes on from the last checkpoint")
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.dropped_signals import heard_again
 from pipelines.masking import masked
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ def quiet() -> None:
 
 @contextmanager
 def expected_errors() -> Iterator[None]:
-    """An expected error is one clear line and exit 1, not a traceback."""
+    """An expected error is one clear line and exit 1, not a traceback; no Ctrl-C is dropped."""
     try:
-        yield
+        with heard_again():
+            yield
     except typer.Exit:  # a RuntimeError too
         raise
     except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:

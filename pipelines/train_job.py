@@ -17,6 +17,7 @@ from pipelines.settings import Settings, job_order
 def main() -> None:
     """Train the order to its end."""
     from pipelines.cluster import start_ray, stop_ray
+    from pipelines.dropped_signals import heard_again
     from pipelines.supervising import read_order, train_stage
     from sdn.journal import Journal
 
@@ -25,7 +26,7 @@ def main() -> None:
     place = order.place()
     # Later jobs of the same training count on from the time, so that none overwrites another.
     number = int(time.time())
-    with Journal(place, f"{EVENTS}/{number}", every_s=1.0) as journal:
+    with heard_again(), Journal(place, f"{EVENTS}/{number}", every_s=1.0) as journal:
 
         def listen(kind: str, values: dict[str, Any]) -> None:
             nonlocal number

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_PATIENCE_S = 15.0
+"""For what Prefect has to say to its server at the end."""
+
 
 @contextmanager
 def early_server() -> Iterator[Callable[[], None]]:
@@ -41,4 +44,19 @@ def early_server() -> Iterator[Callable[[], None]]:
     apart.Popen = partial(subprocess.Popen, start_new_session=True)
     server.subprocess = apart  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(server.SubprocessASGIServer().start).result
+        try:
+            yield pool.submit(server.SubprocessASGIServer().start).result
+        finally:
+            _tell_all()
+
+
+def _tell_all() -> None:
+    """Wait until Prefect has told the server what it still has to say, while that is there.
+
+    It does so in threads, and at exit tries each word to a server that is gone for 8 s to a minute.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for service in (APILogWorker, EventsWorker):
+        service.drain_all(timeout=_PATIENCE_S)

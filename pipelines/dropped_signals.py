@@ -1,0 +1,60 @@
+"""A Ctrl-C that Python drops is heard all the same, and so is a SIGTERM.
+
+Their exception is lost where it is raised in a callback of a weak reference or of the garbage
+collector, or in a `__del__`: "Exception ignored in", and the program goes on. Each import ends with
+such a callback, and a command that starts imports for seconds.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_AFTER_S = 0.05
+"""Until the callback is over: what is raised in the hook itself would be dropped as well."""
+
+
+@contextmanager
+def heard_again(rearm: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Send a signal again whose exception was dropped in the main thread.
+
+    Args:
+        rearm: called in the main thread before, where a handler hears only the first signal.
+    """
+    before = sys.unraisablehook
+    waiting: list[threading.Timer] = []
+
+    def dropped(about: sys.UnraisableHookArgs) -> None:
+        number = _signal_of(about.exc_type)
+        main = threading.main_thread()
+        if number is None or threading.current_thread() is not main or main.ident is None:
+            before(about)
+            return
+        rearm()
+        again = threading.Timer(_AFTER_S, signal.pthread_kill, (main.ident, number))
+        again.daemon = True
+        waiting.append(again)
+        again.start()
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for one in waiting:  # another signal was heard meanwhile
+            one.cancel()
+
+
+def _signal_of(kind: type[BaseException]) -> signal.Signals | None:
+    """The signal that raises this exception; None for any other."""
+    if issubclass(kind, KeyboardInterrupt):
+        return signal.SIGINT
+    # Ray's handler of SIGTERM raises the first, Prefect's the second.
+    names = {one.__name__ for one in kind.__mro__}
+    return signal.SIGTERM if names & {"SystemExit", "TerminationSignal"} else None
