@@ -21,11 +21,12 @@ _AFTER_S = 0.05
 
 
 @contextmanager
-def heard_again(rearm: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Send a signal again whose exception was dropped in the main thread.
+def heard_again(came: Callable[[], signal.Signals] | None = None) -> Iterator[None]:
+    """Send a signal again whose exception was dropped in the main thread, where all are raised.
 
     Args:
-        rearm: called in the main thread before, where a handler hears only the first signal.
+        came: the signal to send, where that cannot be told from the exception; called in the main
+            thread, so that it may set handlers.
     """
     before = sys.unraisablehook
     waiting: list[threading.Timer] = []
@@ -36,7 +37,7 @@ def heard_again(rearm: Callable[[], None] = lambda: None) -> Iterator[None]:
         if number is None or threading.current_thread() is not main or main.ident is None:
             before(about)
             return
-        rearm()
+        number = number if came is None else came()
         again = threading.Timer(_AFTER_S, signal.pthread_kill, (main.ident, number))
         again.daemon = True
         waiting.append(again)
@@ -47,7 +48,7 @@ def heard_again(rearm: Callable[[], None] = lambda: None) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-        for one in waiting:  # another signal was heard meanwhile
+        for one in waiting:  # another signal was heard meanwhile, or all is done
             one.cancel()
 
 
@@ -55,6 +56,7 @@ def _signal_of(kind: type[BaseException]) -> signal.Signals | None:
     """The signal that raises this exception; None for any other."""
     if issubclass(kind, KeyboardInterrupt):
         return signal.SIGINT
-    # Ray's handler of SIGTERM raises the first, Prefect's the second.
+    # Ray's handler of SIGTERM raises the first, Prefect's the second; by name, for most commands
+    # do without Prefect.
     names = {one.__name__ for one in kind.__mro__}
     return signal.SIGTERM if names & {"SystemExit", "TerminationSignal"} else None

@@ -20,19 +20,22 @@ def ends_by_interrupt() -> Iterator[None]:
 
     One that is ignored already stays so: `nohup` asks for that.
     """
+    came = signal.SIGINT
+    heard = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
 
-    def first(*_: object) -> None:
+    def first(number: int, _: object) -> None:
+        nonlocal came
+        came = signal.Signals(number)
         for one in _ENDING:
             signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    heard = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
-
-    def arm() -> None:
+    def arm() -> signal.Signals:
         for one in heard:
             signal.signal(one, first)
+        return came
 
-    with _kept(), heard_again(rearm=arm):
+    with _kept(), heard_again(arm):
         arm()
         yield
 

@@ -160,9 +160,10 @@ class _Watch:
             if values["rank"] == 0:
                 self._steps = 0
             # Of an elastic group that has shrunk, the ranks beyond its size are gone.
-            self.ranks = {n: v for n, v in self.ranks.items() if n < values["world"]}
-            self.ranks[values["rank"]] = values
-            if self._stopping:  # of several ranks, one that begins after the others were asked
+            left = {n: v for n, v in self.ranks.items() if n < values["world"]}
+            self.ranks = left | {values["rank"]: values}  # a new one: others go through the old
+            # Those that were asked may be gone, and this be of the group that takes their place.
+            if self._stopping:
                 end_ranks([values], signal.SIGTERM)
         elif kind in {"alive", "step"}:
             self._steps += 1
@@ -170,8 +171,8 @@ class _Watch:
     def stop(self) -> bool:
         """Ask all ranks to stop, also those that begin from now on; False where none has begun."""
         self._stopping = True
-        begun = list(self.ranks.values())  # another thread adds to them
-        end_ranks(begun, signal.SIGTERM)
+        begun = self.ranks
+        end_ranks(begun.values(), signal.SIGTERM)
         return bool(begun)
 
     def silent_s(self) -> float | None:
@@ -225,8 +226,12 @@ def _over(done: Future[None], seconds: float) -> bool:
 
 def _stop(watch: _Watch, done: Future[None], grace_s: float) -> None:
     """Ask the ranks for a last checkpoint and wait for it; end those that take too long."""
-    if not watch.stop():  # they end with Ray, and have nothing to write down
-        logger.warning("stopped before training began: the same command begins where this one did")
+    if not watch.stop():
+        # They have nothing to write down, and end with Ray, as does `fit`, which is left in it.
+        logger.warning(
+            "stopped before the ranks began; the same command goes on from the newest checkpoint, "
+            "if there is one"
+        )
         return
     logger.warning("asked to stop: the ranks write a last checkpoint (at most %.0f s)", grace_s)
     if _over(done, grace_s):

@@ -56,7 +56,6 @@ def _tell_all() -> None:
     It does so in threads, and at exit tries each word to a server that is gone for 8 s to a minute.
     """
     from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
 
-    for service in (APILogWorker, EventsWorker):
-        service.drain_all(timeout=_PATIENCE_S)
+    # That of logs as well: Prefect keeps all its services in one table.
+    EventsWorker.drain_all(timeout=_PATIENCE_S)

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 
 from pipelines.flows.form import AS_RECIPE, Protocol, changes_of
-from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.notices import HOOKS, guarding
 from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_scores
@@ -16,7 +16,7 @@ from pipelines.flows.stages import Progress, do
 
 
 @flow(name="sdn-evaluate", description=__doc__, **HOOKS)
-@masking
+@guarding
 def evaluate(
     model: str = "",
     protocol: Protocol = AS_RECIPE,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect.utilities.urls import url_for
 
+from pipelines.dropped_signals import heard_again
 from pipelines.leaving_out import never_raising
 from pipelines.masking import masked_errors
 from pipelines.notifying import notify, notify_of_version
@@ -41,9 +42,12 @@ HOOKS: dict[str, Any] = {"on_failure": [failed], "on_crashed": [failed]}
 """For `flow(...)`: whoever fails is told of."""
 
 
-def masking(function: Callable[P, R]) -> Callable[P, R]:
-    """The function of a flow, whose errors leave it masked: states and logs keep their texts."""
-    found = masked_errors()(function)
+def guarding(function: Callable[P, R]) -> Callable[P, R]:
+    """The function of a flow: no signal that ends it is dropped, and its errors leave it masked.
+
+    States and logs keep the texts of errors.
+    """
+    found = masked_errors()(heard_again()(function))
     # Among the names of the module of what wraps it Prefect would not find the types of fields.
     found.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
     return found

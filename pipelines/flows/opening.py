@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster import stop_ray
-from pipelines.dropped_signals import heard_again
 from pipelines.flows.form import changes_of
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_refusal
@@ -66,7 +65,7 @@ def own_ray(settings: Settings) -> Iterator[None]:
     """Ray ends with what is done inside, however that ends; the flow run keeps its record."""
     # The command line guards all it starts; in a worker's process only Ray is started here.
     guard = ended_with_this_process() if terminal.get() is None else nullcontext()
-    with guard, heard_again(), living(settings):
+    with guard, living(settings):
         try:
             yield
         finally:

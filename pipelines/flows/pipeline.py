@@ -18,12 +18,12 @@ from pipelines.flows.form import (
     Trials,
     Workers,
 )
-from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.notices import HOOKS, guarding
 from pipelines.flows.opening import open_run, own_ray
 
 
 @flow(name="sdn-pipeline", description=__doc__, **HOOKS)
-@masking
+@guarding
 def pipeline(
     recipe: RecipeName = "openmoji",
     source: SourceName = AS_RECIPE,

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from pipelines.flows.form import Version
-from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.notices import HOOKS, guarding
 from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_decision
@@ -15,7 +15,7 @@ from pipelines.flows.stages import Progress, do
 
 
 @flow(name="sdn-promote", description=__doc__, **HOOKS)
-@masking
+@guarding
 def promote(
     *,
     model: str = "",

@@ -8,7 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from pipelines.flows.form import Epochs, Rate, RecipeName
-from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.notices import HOOKS, guarding
 from pipelines.flows.opening import refused
 from pipelines.flows.stages import Progress
 from pipelines.ingesting import plain
@@ -16,7 +16,7 @@ from pipelines.run import RunSpec, parse_overrides
 
 
 @flow(name="sdn-retrain", description=__doc__, **HOOKS)
-@masking
+@guarding
 def retrain(
     landing: str = "",
     dataset: str = "",

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.notices import HOOKS, guarding
 from pipelines.flows.opening import refused
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_asked
@@ -16,7 +16,7 @@ from pipelines.settings import Settings
 
 
 @flow(name="sdn-rollback", description=__doc__, **HOOKS)
-@masking
+@guarding
 def rollback(model: str = "", reason: str = "", store: str = "") -> dict[str, Any]:
     """Check the files of the champion before, make it the champion again, say so.
 

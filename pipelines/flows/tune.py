@@ -18,7 +18,7 @@ from pipelines.flows.form import (
     SourceName,
     Workers,
 )
-from pipelines.flows.notices import HOOKS, masking
+from pipelines.flows.notices import HOOKS, guarding
 from pipelines.flows.opening import open_run, own_ray
 from pipelines.flows.showing import show_found
 from pipelines.flows.stages import Tracked, do
@@ -28,7 +28,7 @@ from pipelines.search_tables import told
 
 
 @flow(name="sdn-tune", description=__doc__, **HOOKS)
-@masking
+@guarding
 def tune(
     recipe: RecipeName = "openmoji",
     source: SourceName = AS_RECIPE,

@@ -11,6 +11,7 @@ import pytest
 from prefect.exceptions import TerminationSignal
 
 from pipelines.dropped_signals import heard_again
+from pipelines.flows.notices import guarding
 from pipelines.stack_signals import ends_by_interrupt
 from pipelines.terminal import expected_errors
 
@@ -37,6 +38,11 @@ def test_a_dropped_ctrl_c_is_raised_again(within):
         dropped(signal.SIGINT)
 
 
+def test_a_dropped_ctrl_c_ends_a_flow():
+    with pytest.raises(KeyboardInterrupt):
+        guarding(dropped)(signal.SIGINT)
+
+
 @pytest.mark.parametrize("raised", [SystemExit, TerminationSignal])
 def test_a_dropped_sigterm_is_raised_again(raised):
     """Ray's handler raises the one, Prefect's the other."""
@@ -52,6 +58,16 @@ def test_a_dropped_sigterm_is_raised_again(raised):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_stack_under_a_script_hears_a_dropped_sigterm():
+    """Where a shell started it with `&`, SIGINT is ignored and cannot stand for it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), ends_by_interrupt():
+            dropped(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_stack_hears_the_second_where_the_first_was_dropped_for_good():
     """Its handler hears one signal alone; it is armed again before that comes again."""
     with pytest.raises(KeyboardInterrupt), ends_by_interrupt():
@@ -59,7 +75,6 @@ def test_a_stack_hears_the_second_where_the_first_was_dropped_for_good():
     time.sleep(0.2)  # the first does not come again once the second was heard
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_any_other_exception_is_told_as_before(monkeypatch):
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", lambda about: heard.append(about.exc_type))

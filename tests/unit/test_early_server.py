@@ -21,7 +21,7 @@ def test_all_is_said_while_the_server_is_there(monkeypatch, tmp_path):
     said = []
 
     async def slowly(self, event):
-        await asyncio.sleep(0.5)  # of a core that others want, too
+        await asyncio.sleep(0.5)  # as where others want the cores, too
         said.append(event.event)
 
     @asynccontextmanager

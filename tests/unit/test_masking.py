@@ -4,7 +4,7 @@ import pytest
 import typer
 from mlflow.exceptions import MlflowException
 
-from pipelines.flows.notices import masking
+from pipelines.flows.notices import guarding
 from pipelines.masking import masked, masked_errors, public
 from pipelines.registry import RegistryError
 from pipelines.settings import Settings
@@ -111,7 +111,7 @@ def failing():
     raise ValueError(failed, f"of {address}") from failed
 
 
-@pytest.mark.parametrize("wrap", [masked_errors(), masking], ids=["anything", "a flow"])
+@pytest.mark.parametrize("wrap", [masked_errors(), guarding], ids=["anything", "a flow"])
 def test_errors_leave_masked_with_those_they_came_from(wrap):
     """Neither the text nor the traceback of any of them has the password."""
     with pytest.raises(ValueError, match="anna") as raised:

@@ -19,18 +19,18 @@ PATIENT = SimpleNamespace(grace_s=600.0)
 
 @pytest.fixture
 def sent(monkeypatch):
-    """Signals sent to ranks: (rank, signal)."""
+    """Signals sent to ranks: (pid, signal)."""
     found: list[tuple[int, signal.Signals]] = []
 
     def end_ranks(ranks, number):
-        found.extend((one["rank"], number) for one in ranks)
+        found.extend((one["pid"], number) for one in ranks)
 
     monkeypatch.setattr(supervising, "end_ranks", end_ranks)
     return found
 
 
-def rank(number, world=2):
-    return {"rank": number, "world": world, "pid": 1, "node": "n"}
+def rank(pid):
+    return {"rank": 0, "world": 1, "pid": pid, "node": "n"}
 
 
 def test_no_rank_that_has_not_begun_is_waited_for(sent, caplog):
@@ -47,22 +47,22 @@ def test_no_rank_that_has_not_begun_is_waited_for(sent, caplog):
     finally:
         over.set()
     assert sent == []
-    assert "before training began" in caplog.text
+    assert "stopped before the ranks began" in caplog.text
 
 
 def test_a_rank_that_begins_late_is_asked_too(sent, caplog):
-    """Of two ranks one was heard when they were asked: the other would train on without it."""
+    """Ranks are lost as they are asked, and others take their place: those would train on."""
     watch = _Watch(60)
 
-    def one_is_late():
-        watch.heard("worker", rank(0))
+    def begins_again():
+        watch.heard("worker", rank(pid=1))
         _thread.interrupt_main()
         until = threading.Event()
-        while (0, signal.SIGTERM) not in sent:
+        while (1, signal.SIGTERM) not in sent:
             until.wait(0.01)
-        watch.heard("worker", rank(1))
+        watch.heard("worker", rank(pid=2))
 
     with pytest.raises(KeyboardInterrupt):
-        _fit(one_is_late, watch, PATIENT)
-    assert sent == [(0, signal.SIGTERM), (1, signal.SIGTERM)]
+        _fit(begins_again, watch, PATIENT)
+    assert sent == [(1, signal.SIGTERM), (2, signal.SIGTERM)]
     assert "stopped; the same command goes on" in caplog.text
