@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from prefect.utilities.urls import url_for
 
 from pipelines.dropped_signals import heard_again
+from pipelines.flows.last_words import ended_in_time
 from pipelines.leaving_out import never_raising
 from pipelines.masking import masked_errors
 from pipelines.notifying import notify, notify_of_version
@@ -43,11 +44,11 @@ HOOKS: dict[str, Any] = {"on_failure": [failed], "on_crashed": [failed]}
 
 
 def guarding(function: Callable[P, R]) -> Callable[P, R]:
-    """The function of a flow: no signal that ends it is dropped, and its errors leave it masked.
+    """The function of a flow: signals end it, and its process in time; its errors leave it masked.
 
     States and logs keep the texts of errors.
     """
-    found = masked_errors()(heard_again()(function))
+    found = ended_in_time()(masked_errors()(heard_again()(function)))
     # Among the names of the module of what wraps it Prefect would not find the types of fields.
     found.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
     return found

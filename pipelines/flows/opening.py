@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster import stop_ray
 from pipelines.flows.form import changes_of
+from pipelines.flows.last_words import ended_in_time
 from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_refusal
 from pipelines.flows.stages import Progress, terminal
@@ -67,6 +68,7 @@ def own_ray(settings: Settings) -> Iterator[None]:
     guard = ended_with_this_process() if terminal.get() is None else nullcontext()
     with guard, living(settings):
         try:
-            yield
+            with ended_in_time():
+                yield
         finally:
             stop_ray()
