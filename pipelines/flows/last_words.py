@@ -1,4 +1,4 @@
-"""A command that a signal has ended comes to its end, also where Prefect cannot be told of it."""
+"""A command whose work was interrupted does not wait for Prefect for ever."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import faulthandler
 import os
 import sys
 from contextlib import contextmanager
+from threading import Event
 from typing import TYPE_CHECKING
 
 from pipelines.flows.stages import terminal
@@ -19,13 +20,14 @@ _PATIENCE_S = 30.0
 
 @contextmanager
 def ended_in_time() -> Iterator[None]:
-    """Once a signal has ended what is inside, its process has half a minute to end as well.
+    """Once what is inside was interrupted, its process has half a minute to end as well.
 
-    All work has written down where it is by then; Ray is to end, and Prefect to be told. A server
-    that is gone holds a process for minutes by Prefect's retries, and a thread that waits for what
-    never comes holds it for good. After that time the stacks of all threads go to standard error,
-    and the process ends; what it had started, `pipelines.orphans` ends. In a worker nothing
-    happens: Prefect sees to its processes itself.
+    Interrupted is all that ends it and is no Exception: a Ctrl-C, a SIGTERM. All work has written
+    down where it is by then; Ray is to end, and Prefect to be told. A server that is gone holds a
+    process for minutes by Prefect's retries, and a thread that waits for what never comes holds it
+    for good. After that time the stacks of all threads go to standard error, and the process ends;
+    what it had started, `pipelines.orphans` ends. One such block around another begins anew. In a
+    worker nothing happens: Prefect sees to its processes itself.
     """
     try:
         yield
@@ -33,7 +35,29 @@ def ended_in_time() -> Iterator[None]:
         raise
     except BaseException:
         if terminal.get() is not None:
-            # By a thread without Python, which nothing in this process can hold.
-            out = sys.__stderr__ or open(os.devnull, "w")  # noqa: PTH123, SIM115 (kept until then)
-            faulthandler.dump_traceback_later(_PATIENCE_S, exit=True, file=out)
+            _RUNS.set()
+            _begin()
         raise
+
+
+@contextmanager
+def not_counted() -> Iterator[None]:
+    """What is done inside may take its time, which begins anew after it."""
+    if not _RUNS.is_set():
+        yield
+        return
+    faulthandler.cancel_dump_traceback_later()
+    try:
+        yield
+    finally:
+        _begin()
+
+
+def _begin() -> None:
+    # By a thread without Python: it needs nothing that another might hold.
+    out = sys.__stderr__ or open(os.devnull, "w")  # noqa: PTH123, SIM115 (kept until then)
+    faulthandler.dump_traceback_later(_PATIENCE_S, exit=True, file=out)
+
+
+_RUNS = Event()
+"""Whether this process is to end in time."""

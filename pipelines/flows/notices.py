@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from prefect.utilities.urls import url_for
 
 from pipelines.dropped_signals import heard_again
-from pipelines.flows.last_words import ended_in_time
+from pipelines.flows.last_words import ended_in_time, not_counted
 from pipelines.leaving_out import never_raising
 from pipelines.masking import masked_errors
 from pipelines.notifying import notify, notify_of_version
@@ -33,10 +33,11 @@ _TOLD = "sdn.told"
 
 
 def failed(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
-    """Hook of a flow: it failed or crashed."""
+    """Hook of a flow: it failed or crashed, and Prefect knows."""
     settings = settings_of(run.parameters)
     title = f"{flow.name} {state.type.value.lower()}: {run.name}"
-    tell_of_run(settings, run.id, title, state.message or "no reason was given")
+    with not_counted():
+        tell_of_run(settings, run.id, title, state.message or "no reason was given")
 
 
 HOOKS: dict[str, Any] = {"on_failure": [failed], "on_crashed": [failed]}

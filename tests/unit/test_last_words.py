@@ -7,60 +7,99 @@ import sys
 
 import pytest
 
-WAITING = """
+PROGRAM = """
 import sys, threading
-from pipelines.flows import last_words
+from prefect.exceptions import TerminationSignal
+from pipelines.flows import last_words, opening
 from pipelines.flows.notices import guarding
 from pipelines.flows.stages import terminal
+from pipelines.settings import Settings
+
+where, raised, waits, patience, seconds = sys.argv[1:]
+last_words._PATIENCE_S = float(patience)
+if where == "command":
+    terminal.set(print)
+RAISED = {
+    "Ctrl-C": KeyboardInterrupt(), "SIGTERM": TerminationSignal(15), "an error": ValueError()
+}
 
 def prefect_waits():
-    threading.Event().wait(float(sys.argv[3]))
+    threading.Event().wait(float(seconds))
 
-last_words._PATIENCE_S = 0.5
-if sys.argv[1] == "command":
-    terminal.set(print)
+def ray_waits():
+    threading.Event().wait(float(seconds))
 
 @guarding
 def work() -> None:
-    raise {"KeyboardInterrupt": KeyboardInterrupt, "ValueError": ValueError}[sys.argv[2]]
+    if waits == "ray":
+        opening.stop_ray = ray_waits
+        with opening.own_ray(Settings()):
+            raise RAISED[raised]
+    raise RAISED[raised]
 
 try:
     work()
 except BaseException:
-    prefect_waits()
+    if waits == "prefect":
+        prefect_waits()
+    if waits == "notice":
+        with last_words.not_counted():
+            prefect_waits()
+    if waits == "notice, then prefect":
+        with last_words.not_counted():
+            pass
+        prefect_waits()
     print("came to its end")
 """
+SOON, LATER = "0.5", "60"
+"""How long its end may take, in seconds: the second is more than an interpreter needs to end."""
 
 
-def wait(*args):
-    """Run it: where, what is raised, and how long its end takes in seconds."""
-    command = [sys.executable, "-c", WAITING, *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def end(*args, options=""):
+    """Run it: where it is, what is raised, what waits, how long it may, how long it does."""
+    script = f'exec "$0" -c "$@" {options}'
+    command = ["bash", "-c", script, sys.executable, PROGRAM, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_after_that_time_it_shows_where_it_waits_and_ends():
-    done = wait("command", "KeyboardInterrupt", "600")
+@pytest.mark.parametrize(
+    ("raised", "waits", "stands_in"),
+    [
+        ("Ctrl-C", "prefect", "prefect_waits"),
+        ("SIGTERM", "prefect", "prefect_waits"),
+        ("Ctrl-C", "ray", "ray_waits"),
+        ("Ctrl-C", "notice, then prefect", "prefect_waits"),
+    ],
+)
+def test_an_interrupted_command_that_does_not_end_shows_where_it_waits(raised, waits, stands_in):
+    done = end("command", raised, waits, SOON, "600")
     assert done.returncode == 1
-    assert "in prefect_waits" in done.stderr
+    assert f"in {stands_in}" in done.stderr
     assert not done.stdout
 
 
 @pytest.mark.parametrize(
-    ("where", "raised", "seconds"),
+    ("where", "raised", "waits", "may", "does"),
     [
-        ("command", "KeyboardInterrupt", "0"),  # its end is in time
-        ("command", "ValueError", "2"),  # Prefect is told of a failure as long as it takes
-        ("worker", "KeyboardInterrupt", "2"),  # Prefect sees to its processes itself
+        ("command", "Ctrl-C", "prefect", LATER, "0"),  # its end is in time
+        ("command", "an error", "prefect", SOON, "2"),  # Prefect is told as long as it takes
+        ("worker", "Ctrl-C", "prefect", SOON, "2"),  # Prefect sees to its processes itself
     ],
 )
-def test_any_other_end_is_left_alone(where, raised, seconds):
-    done = wait(where, raised, seconds)
+def test_any_other_end_is_left_alone(where, raised, waits, may, does):
+    done = end(where, raised, waits, may, does)
     assert done.returncode == 0, done.stderr
     assert "came to its end" in done.stdout
 
 
-@pytest.mark.parametrize(("seconds", "status"), [("600", 1), ("0", 0)])
-def test_standard_error_may_be_closed(seconds, status):
-    script = f'exec "$0" -c "$1" command KeyboardInterrupt {seconds} 2>&-'
-    command = ["bash", "-c", script, sys.executable, WAITING]
-    assert subprocess.run(command, timeout=60, check=False).returncode == status
+def test_a_notice_may_take_its_time():
+    done = end("command", "Ctrl-C", "notice", "4", "6")
+    assert done.returncode == 0, done.stderr
+    assert "came to its end" in done.stdout
+
+
+@pytest.mark.parametrize(("may", "does", "status"), [(SOON, "600", 1), (LATER, "0", 0)])
+def test_standard_error_may_be_closed(may, does, status):
+    done = end("command", "Ctrl-C", "prefect", may, does, options="2>&-")
+    assert done.returncode == status
+    assert ("came to its end" in done.stdout) == (status == 0)
