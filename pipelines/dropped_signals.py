@@ -1,23 +1,19 @@
-"""A Ctrl-C or SIGTERM ends what it is to end, wherever in Python its exception is raised.
+"""A Ctrl-C that Python drops is heard all the same, and so is a SIGTERM.
 
-The exception is lost where it is raised in a callback of a weak reference or of the garbage
+Their exception is lost where it is raised in a callback of a weak reference or of the garbage
 collector, or in a `__del__`: "Exception ignored in", and the program goes on. Each import ends with
 such a callback, and a command that starts imports for seconds.
-
-And where it is raised just after a lock was taken, before the block that gives it back, the lock
-stays taken: `logging` and imports take theirs that way, up to Python 3.12. The thread itself may
-take it again, all others wait for ever, and it for them.
 """
 
 from __future__ import annotations
 
-import _imp
-import logging
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from pipelines.left_locks import locks_given_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +26,7 @@ _AFTER_S = 0.05
 def heard_again(came: Callable[[], signal.Signals] | None = None) -> Iterator[None]:
     """Send a signal again whose exception was dropped in the main thread, where all are raised.
 
-    What leaves it leaves no lock of `logging` or of imports taken.
+    An interrupt leaves no lock taken, either, see `locks_given_back`.
 
     Args:
         came: the signal to send, where that cannot be told from the exception; called in the main
@@ -53,25 +49,12 @@ def heard_again(came: Callable[[], signal.Signals] | None = None) -> Iterator[No
 
     sys.unraisablehook = dropped
     try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception):
-            _give_back_locks()
-        raise
+        with locks_given_back():
+            yield
     finally:
         sys.unraisablehook = before
         for one in waiting:  # another signal was heard meanwhile, or all is done
             one.cancel()
-
-
-def _give_back_locks() -> None:
-    """Those that an interrupt has left taken by this thread, which neither logs nor imports now."""
-    handlers = [found() for found in logging._handlerList]  # type: ignore[attr-defined]  # noqa: SLF001
-    locks = [logging._lock, *(one.lock for one in handlers if one is not None)]  # type: ignore[attr-defined]  # noqa: SLF001
-    for release in (*(lock.release for lock in locks if lock is not None), _imp.release_lock):
-        with suppress(RuntimeError):  # this thread has not taken it, or not once more
-            while True:
-                release()
 
 
 def _signal_of(kind: type[BaseException]) -> signal.Signals | None:

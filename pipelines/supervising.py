@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.cluster import free_reserved, has_gpu, reports, started_here
 from pipelines.hanging import end_ranks, stacks_of
+from pipelines.left_locks import locks_given_back
 from pipelines.reasons import TrainingError, final, reason
 from pipelines.worker import StageOrder, catch_sigterm, train_rank
 from sdn.checkpoint import Checkpoint, Checkpoints
@@ -69,6 +70,7 @@ def write_order(order: StageOrder) -> bytes:
     return json.dumps(dataclasses.asdict(order)).encode()
 
 
+@locks_given_back()
 def train_stage(order: StageOrder, *, listen: Listen) -> Checkpoint:
     """Run a stage's training with Ray Train; one that was interrupted goes on.
 
@@ -199,15 +201,16 @@ def _fit(fit: Callable[[], Any], watch: _Watch, order: StageOrder) -> None:
 
     hung: str | None = None
     try:
-        threading.Thread(target=work, name="fit", daemon=True).start()
-        while not _over(done, _LOOK_EVERY_S):
-            if hung is None and (silent := watch.silent_s()) is not None:
-                hung = f"no rank made progress for {silent:.0f} s (SDN_STALL_S)"
-                stacks = stacks_of(watch.ranks.values())
-                logger.error("%s; stacks of all ranks:\n%s", hung, stacks)
-                order.place().write(f"stacks-{int(time.time())}.txt", stacks.encode())
-                hung += f"; their stacks are in {order.place().uri}"
-                end_ranks(watch.ranks.values(), signal.SIGKILL)
+        with locks_given_back():
+            threading.Thread(target=work, name="fit", daemon=True).start()
+            while not _over(done, _LOOK_EVERY_S):
+                if hung is None and (silent := watch.silent_s()) is not None:
+                    hung = f"no rank made progress for {silent:.0f} s (SDN_STALL_S)"
+                    stacks = stacks_of(watch.ranks.values())
+                    logger.error("%s; stacks of all ranks:\n%s", hung, stacks)
+                    order.place().write(f"stacks-{int(time.time())}.txt", stacks.encode())
+                    hung += f"; their stacks are in {order.place().uri}"
+                    end_ranks(watch.ranks.values(), signal.SIGKILL)
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: one more checkpoint, then stop
         _stop(watch, done, order.grace_s)
         raise

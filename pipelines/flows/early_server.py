@@ -9,6 +9,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from pipelines.left_locks import locks_given_back
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -45,7 +47,8 @@ def early_server() -> Iterator[Callable[[], None]]:
     server.subprocess = apart  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as pool:
         try:
-            yield pool.submit(server.SubprocessASGIServer().start).result
+            with locks_given_back():  # the pool's thread and Prefect's are waited for
+                yield pool.submit(server.SubprocessASGIServer().start).result
         finally:
             _tell_all()
 

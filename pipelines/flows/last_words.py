@@ -22,12 +22,13 @@ _PATIENCE_S = 30.0
 def ended_in_time() -> Iterator[None]:
     """Once what is inside was interrupted, its process has half a minute to end as well.
 
-    Interrupted is all that ends it and is no Exception: a Ctrl-C, a SIGTERM. All work has written
-    down where it is by then; Ray is to end, and Prefect to be told. A server that is gone holds a
-    process for minutes by Prefect's retries, and a thread that waits for what never comes holds it
-    for good. After that time the stacks of all threads go to standard error, and the process ends;
-    what it had started, `pipelines.orphans` ends. One such block around another begins anew. In a
-    worker nothing happens: Prefect sees to its processes itself.
+    It was interrupted where what leaves it is no Exception: by a Ctrl-C, a SIGTERM. The ranks have
+    had their time for a last checkpoint by then; Ray is to end, and Prefect to be told. A server
+    that is gone holds a process for minutes by Prefect's retries, and a thread that waits for what
+    never comes holds it for good. After that time the stacks of all threads go to standard error,
+    and the process ends; what it had started, `pipelines.orphans` ends. With one such block around
+    another the time begins anew at the outer one. In a worker nothing happens: Prefect sees to its
+    processes itself.
     """
     try:
         yield
@@ -35,7 +36,7 @@ def ended_in_time() -> Iterator[None]:
         raise
     except BaseException:
         if terminal.get() is not None:
-            _RUNS.set()
+            _INTERRUPTED.set()
             _begin()
         raise
 
@@ -43,7 +44,7 @@ def ended_in_time() -> Iterator[None]:
 @contextmanager
 def not_counted() -> Iterator[None]:
     """What is done inside may take its time, which begins anew after it."""
-    if not _RUNS.is_set():
+    if not _INTERRUPTED.is_set():
         yield
         return
     faulthandler.cancel_dump_traceback_later()
@@ -54,10 +55,10 @@ def not_counted() -> Iterator[None]:
 
 
 def _begin() -> None:
-    # By a thread without Python: it needs nothing that another might hold.
+    # By a thread that needs no Python, and so nothing that another might hold.
     out = sys.__stderr__ or open(os.devnull, "w")  # noqa: PTH123, SIM115 (kept until then)
     faulthandler.dump_traceback_later(_PATIENCE_S, exit=True, file=out)
 
 
-_RUNS = Event()
+_INTERRUPTED = Event()
 """Whether this process is to end in time."""

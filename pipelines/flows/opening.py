@@ -12,6 +12,7 @@ from pipelines.flows.pulse import living
 from pipelines.flows.showing import show_config, show_refusal
 from pipelines.flows.stages import Progress, terminal
 from pipelines.inputs import check_inputs
+from pipelines.left_locks import locks_given_back
 from pipelines.orphans import ended_with_this_process
 from pipelines.run import Run, RunSpec
 
@@ -68,7 +69,7 @@ def own_ray(settings: Settings) -> Iterator[None]:
     guard = ended_with_this_process() if terminal.get() is None else nullcontext()
     with guard, living(settings):
         try:
-            with ended_in_time():
+            with ended_in_time(), locks_given_back():
                 yield
         finally:
             stop_ray()

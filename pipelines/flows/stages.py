@@ -14,8 +14,8 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-from pipelines.dropped_signals import heard_again
 from pipelines.leaving_out import never_raising
+from pipelines.left_locks import locks_given_back
 from pipelines.masking import masked_errors
 from pipelines.run import STARTING, Done, Job, Run, perform
 from pipelines.search_pictures import PICTURES
@@ -57,7 +57,7 @@ def do(run: Run, job: Job, tracked: Tracked | None = None) -> Done:
         persist_result=True,
     )
     @masked_errors()
-    @heard_again()  # here, too: Prefect's threads are asked as soon as the task has ended
+    @locks_given_back()
     def work(key: str) -> Done:
         get_run_logger().info("stage %s, key %s", stage.name, key)
         return perform(run, job)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import _imp
-import io
-import logging
 import signal
 import sys
-import threading
 import time
 import weakref
 
@@ -77,61 +73,6 @@ def test_a_stack_hears_the_second_where_the_first_was_dropped_for_good():
     with pytest.raises(KeyboardInterrupt), ends_by_interrupt():
         dropped(signal.SIGTERM, then=lambda: signal.raise_signal(signal.SIGHUP))
     time.sleep(0.2)  # the first does not come again once the second was heard
-
-
-def taken_elsewhere(take, release):
-    """Whether another thread gets the lock."""
-
-    def work():
-        take()
-        release()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(timeout=5)
-    return not thread.is_alive()
-
-
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, TerminationSignal])
-def test_no_lock_of_logging_or_imports_stays_taken(raised):
-    """The exception may come just after one was taken; all other threads would wait for ever."""
-    without_lock, handler = logging.NullHandler(), logging.StreamHandler(io.StringIO())
-    assert without_lock.lock is None
-    locks = [
-        (logging._lock.acquire, logging._lock.release),
-        (handler.acquire, handler.release),
-        (_imp.acquire_lock, _imp.release_lock),
-    ]
-
-    def interrupted():
-        for take, _ in locks:
-            take()
-            take()
-        raise raised(signal.SIGTERM)
-
-    with pytest.raises(raised):
-        heard_again()(interrupted)()
-    assert [taken_elsewhere(*lock) for lock in locks] == [True, True, True]
-
-
-def test_locks_that_another_thread_has_taken_stay_so():
-    taken, over = threading.Event(), threading.Event()
-
-    def work():
-        with logging._lock:
-            taken.set()
-            over.wait(30)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        assert taken.wait(30)
-        with pytest.raises(KeyboardInterrupt), heard_again():
-            raise KeyboardInterrupt
-        assert not logging._lock.acquire(blocking=False)
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_any_other_exception_is_told_as_before(monkeypatch):
