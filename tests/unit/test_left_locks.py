@@ -18,8 +18,11 @@ from pipelines import supervising
 from pipelines.dropped_signals import heard_again
 from pipelines.flows import opening
 from pipelines.flows.early_server import early_server
+from pipelines.flows.stages import do
 from pipelines.left_locks import locks_given_back
+from pipelines.run import Job, RunSpec
 from pipelines.settings import Settings
+from pipelines.stage import Stage
 from sdn.data.files import LocalFolder
 
 pytestmark = pytest.mark.timeout(60)
@@ -163,4 +166,29 @@ def test_ranks_are_waited_for_when_they_are_free(locks, monkeypatch):
     monkeypatch.setattr(supervising, "_stop", lambda *_: found.append(another_gets(*locks[0])))
     with pytest.raises(SystemExit):
         supervising._fit(lambda: None, supervising._Watch(60), SimpleNamespace(grace_s=0.0))
+    assert found == [True]
+
+
+@pytest.mark.timeout(180)
+def test_a_task_leaves_none(locks, tmp_path):
+    """Its end is told to MLflow and Ray by threads, before the flow comes to its own."""
+    from prefect import flow
+    from prefect.testing.utilities import prefect_test_harness
+
+    found = []
+
+    @flow
+    def interrupted():
+        run = RunSpec("tiny", store=str(tmp_path)).open()
+
+        def work(_folder):
+            interrupted_with(locks, KeyboardInterrupt())
+
+        try:
+            do(run, Job(stage=Stage(name="some", config={}), work=work))
+        except KeyboardInterrupt:
+            found.append(another_gets(*locks[0]))
+
+    with prefect_test_harness(server_startup_timeout=90):
+        interrupted()
     assert found == [True]
