@@ -1,9 +1,8 @@
 """Locks that an interrupt has left taken are given back.
 
-The exception of a signal may be raised between the taking of a lock and the block that gives it
-back, where the two are statements of Python's own. `logging`, up to Python 3.12, and imports take
-theirs that way. The thread itself may take such a lock again; all others wait for it for ever, and
-whoever waits for them.
+The exception of a signal may be raised between a statement that takes a lock and the block that
+gives it back. `logging`, up to Python 3.12, and imports take theirs that way. The thread itself may
+take such a lock again; all others wait for it for ever, and so does whoever waits for them.
 """
 
 from __future__ import annotations
